@@ -1,0 +1,71 @@
+# `make demo` makes a first GLB, `make test` checks everything; both set up .venv by themselves.
+#
+# Variables:
+#   PYTHON       the Python (3.11 or newer) to make .venv with
+#   PROMPT       what `make demo` makes
+#   CONSTRAINTS  file of pinned versions; empty to let pip choose, e.g. another torch
+#   PIP_ARGS     further arguments of `pip install`
+
+PYTHON ?= python3
+PROMPT ?= a red mushroom
+CONSTRAINTS ?= constraints.txt
+PIP_ARGS ?=
+
+BIN := .venv/bin
+PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo [PROMPT=\"...\"]   a first object: sets up .venv, writes a GLB under runs/"
+	@echo "make install               .venv with everything for development"
+	@echo "make test                  formatting, imports, types and tests"
+	@echo "make lint                  the same without the tests"
+	@echo "make clean                 remove builds and caches; distclean: .venv too; runs/ always stays"
+	@echo "Variables: PYTHON, CONSTRAINTS (empty to choose versions yourself), PIP_ARGS"
+
+# The environment: a stamp file each for the runtime and for development ------------------------------------------------
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; \`$(PYTHON)\` is missing or older. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+		echo "No environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+.venv/runtime.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch .venv/runtime.stamp $@
+
+install: .venv/dev.stamp
+
+# A prompt is data. make must not expand it and the shell must not read it, so it travels in the environment. make
+# would also export PROMPT itself, expanded, because it came from the command line; hence unexport. ---------------------
+
+unexport PROMPT
+demo: export DREAMKILN_PROMPT := $(value PROMPT)
+demo: .venv/runtime.stamp
+	@$(BIN)/studio generate "$$DREAMKILN_PROMPT"
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find studio representations guidance cuda_ext tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv

@@ -1,0 +1,196 @@
+"""A prior as a folder in the layout of diffusers: what is written, what is read back, and what may be missing.
+
+Beside the components lies an optional ``dreamkiln.json`` with what diffusers has no words for: how pixels are folded,
+how the camera is fed, and what the prior knows of the world. A folder without it is read as plain Stable Diffusion.
+"""
+
+import copy
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+HINTS_FILE = "dreamkiln.json"
+FORMAT = 1
+
+
+class MissingPriorError(FileNotFoundError):
+    """A prior's folder, or a component in it, is not there or cannot be read; the message says what to do."""
+
+
+class Hints(TypedDict):
+    """What ``dreamkiln.json`` says, or the defaults where it is silent."""
+
+    format: int
+    pixel_shuffle: int
+    """Pixels a side that are folded into channels, for a prior without an autoencoder."""
+    camera: Literal["none", "harmonics"]
+    """How the network takes the camera: not at all, or as ``camera_features`` for class labels."""
+    field_of_view: float
+    """Vertical field of view of the training cameras, in degrees."""
+    distance: float
+    """Distance of the training cameras from the origin, in world units."""
+    elevations: tuple[float, float]
+    """Lowest and highest elevation of the training cameras, in degrees."""
+    words: tuple[str, ...] | None
+    """All words the prior knows; None where any text will do."""
+
+
+def default_hints() -> Hints:
+    """What is taken of a folder that says nothing about itself."""
+    return Hints(
+        format=FORMAT,
+        pixel_shuffle=1,
+        camera="none",
+        field_of_view=40.0,
+        distance=2.6,
+        elevations=(-10.0, 60.0),
+        words=None,
+    )
+
+
+def read_hints(folder: Path) -> Hints:
+    """Hints of a prior's folder.
+
+    Raises:
+        ValueError: the file is damaged, newer than this program, or says something this program does not know.
+    """
+    path, hints = folder / HINTS_FILE, default_hints()
+    if not path.exists():
+        return hints
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return _checked(said, hints, str(path))
+
+
+def _checked(said: dict, hints: Hints, where: str) -> Hints:
+    unknown = sorted(set(said) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; it may hold {', '.join(hints)}")
+    if said.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{where} has format {said['format']!r}; this version of Dreamkiln reads format {FORMAT}")
+    if said.get("camera") not in (None, "none", "harmonics"):
+        raise ValueError(f'{where}: camera is "none" or "harmonics", not {said["camera"]!r}')
+    hints.update({name: value for name, value in said.items() if value is not None})  # pyright: ignore[reportCallIssue, reportArgumentType]
+    hints["elevations"] = (float(hints["elevations"][0]), float(hints["elevations"][1]))
+    hints["words"] = None if hints["words"] is None else tuple(hints["words"])
+    return hints
+
+
+def require(folder: Path, component: str) -> Path:
+    """The folder of a component.
+
+    Raises:
+        MissingPriorError: it, or the whole prior, is not there.
+    """
+    if not folder.is_dir():
+        refuse(folder, "there is no such folder")
+    if not (folder / component).is_dir():
+        refuse(folder, f"its {component}/ is missing")
+    return folder / component
+
+
+def refuse(folder: Path, problem: str, cause: Exception | None = None) -> NoReturn:
+    """Say what is wrong with a prior's folder and what would help.
+
+    Raises:
+        MissingPriorError: always.
+    """
+    raise MissingPriorError(
+        f"no prior can be loaded from {folder}: {problem}. Put a diffusers folder there (unet/, text_encoder/, "
+        f"tokenizer/ and scheduler/, with vae/ for a latent prior; weights as safetensors), or name another one with "
+        f"--prior PATH."
+    ) from cause
+
+
+def save_prior(
+    folder: Path,
+    unet: "UNet2DConditionModel",
+    text_encoder: "CLIPTextModel",
+    tokenizer: "CLIPTokenizer",
+    scheduler: "DDPMScheduler",
+    hints: dict,
+    vae: "AutoencoderKL | None" = None,
+    half: bool = True,
+) -> None:
+    """Write a prior's folder, replacing the one that may be there; a reader sees the old one or the new one, whole.
+
+    Args:
+        folder: where to.
+        unet: the network; left as it is.
+        text_encoder: its text encoder; left as it is.
+        tokenizer: of the text encoder.
+        scheduler: any scheduler of diffusers with the training's schedule and prediction type.
+        hints: what ``dreamkiln.json`` is to say; see ``Hints``.
+        vae: autoencoder of a latent prior.
+        half: store weights in 16 bits.
+
+    Raises:
+        ValueError: hints that ``read_hints`` would refuse.
+        OSError: the folder cannot be written.
+    """
+    _checked({"format": FORMAT, **hints}, default_hints(), "hints")
+    models = {"unet": unet, "text_encoder": text_encoder} | ({} if vae is None else {"vae": vae})
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir(parents=True)
+    try:
+        for name, model in models.items():
+            _storable(model, half).save_pretrained(partial / name, safe_serialization=True)  # pyright: ignore[reportCallIssue]
+        tokenizer.save_pretrained(partial / "tokenizer")
+        scheduler.save_pretrained(partial / "scheduler")
+        _write_json(partial / "model_index.json", _index({**models, "tokenizer": tokenizer, "scheduler": scheduler}))
+        _write_json(partial / HINTS_FILE, {"format": FORMAT, **hints})
+        _flush(partial)
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _storable(model: nn.Module, half: bool) -> nn.Module:
+    stored = copy.deepcopy(model).to("cpu", torch.float16 if half else torch.float32)
+    return stored.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def _index(components: dict[str, object]) -> dict[str, object]:
+    import diffusers
+
+    index: dict[str, object] = {"_class_name": "DiffusionPipeline", "_diffusers_version": diffusers.__version__}
+    for name, part in sorted(components.items()):
+        index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
+    return index
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.old"
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Representations: what is optimised, and the scenes it makes."""

@@ -1,0 +1,206 @@
+"""The way from a scene to files: extract, clean, unwrap, bake, write, read back, measure.
+
+What is measured is the file: the GLB is loaded again and its pictures are compared with the representation's own.
+"""
+
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from representations.cameras import Cameras, orbit
+from representations.scene import Mesh, RenderOutput, Scene
+from studio.checkpoints import write_atomically
+from studio.export.bake import Baked, bake
+from studio.export.cleanup import clean, is_watertight
+from studio.export.glb import glb_bytes, load_glb
+from studio.export.measure import iou, psnr
+from studio.export.pictures import Row, contact_sheet, turntable
+from studio.export.unwrap import Unwrapped, unwrap
+from studio.export.validate import validate_glb
+
+AZIMUTHS = tuple(range(0, 360, 45))
+"""Degrees of the views that are compared and shown."""
+ELEVATION = 15.0
+"""Degrees of those views and of the turntable."""
+
+
+@dataclass(frozen=True)
+class AssetReport:
+    """What came out, as far as it can be measured here."""
+
+    faces: int
+    vertices: int
+    """Of the welded surface; the file has more, for seams."""
+    watertight: bool
+    texture_size: int
+    uv_fill: float
+    """Share of the texture that lies on the surface."""
+    unwrap: str
+    """``xatlas`` or ``projection``."""
+    unwrap_reason: str | None
+    """Why it was not xatlas."""
+    validator: dict[str, int] | None
+    """Numbers of ``errors`` and ``warnings`` from Khronos' validator; None where it is not installed."""
+    seconds: dict[str, float]
+    """Of each phase."""
+    render_to_asset_psnr: float
+    silhouette_iou: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a report."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A scene as a textured mesh, with what is known about the way there."""
+
+    baked: Baked
+    surface: Mesh
+    unwrapped: Unwrapped
+
+
+def textured(
+    scene: Scene, *, faces: int, texture: int, grid: int, unwrap_timeout: float = 60.0, smoothing: int = 0
+) -> Generator[str, None, Finished]:
+    """Make a textured mesh of a scene; yields the name of each phase as it begins.
+
+    Args:
+        faces: the most triangles, about.
+        texture: texels a side.
+        grid: cells a side of the bounding cube for surface extraction.
+        unwrap_timeout: seconds for xatlas before a projection takes its place.
+        smoothing: rounds of Taubin smoothing.
+
+    Raises:
+        EmptySceneError: nothing solid; the message has the numbers.
+    """
+    yield "extract"
+    with torch.no_grad():
+        raw = scene.to_mesh(grid)
+    yield "clean"
+    surface = clean(raw, faces, smoothing)
+    yield "unwrap"
+    unwrapped = unwrap(surface, texture, unwrap_timeout)
+    yield "bake"
+    return Finished(bake(scene, unwrapped, texture), surface, unwrapped)
+
+
+def export_asset(
+    scene: Scene,
+    folder: Path,
+    *,
+    faces: int,
+    texture: int,
+    grid: int,
+    settings: dict[str, Any],
+    prompt: str,
+    distance: float,
+    field_of_view: float,
+    samples: Float[Tensor, "n 3 h w"] | None = None,
+    picture: int = 256,
+    frames: int = 30,
+    unwrap_timeout: float = 60.0,
+    smoothing: int = 0,
+) -> Generator[str, None, AssetReport]:
+    """Write ``result.glb``, ``turntable.webp`` and ``contact_sheet.png`` into ``folder``, each whole or not at all.
+
+    Yields the name of each phase as it begins (extract, clean, unwrap, bake, write, measure, pictures) and returns the
+    report: ``report = yield from export_asset(...)``.
+
+    Args:
+        faces, texture, grid, unwrap_timeout, smoothing: as for ``textured``.
+        settings: plain JSON values that travel in the file.
+        prompt: the title of the contact sheet.
+        distance, field_of_view: of the cameras that look back at the result, in world units and degrees.
+        samples: the prior's own pictures, for the contact sheet.
+        picture: pixels a side of compared pictures and of the turntable.
+        frames: of the turntable.
+
+    Raises:
+        EmptySceneError: nothing solid; the message has the numbers.
+        OSError: the folder cannot be written.
+    """
+    clock = _Clock()
+    phases = textured(
+        scene, faces=faces, texture=texture, grid=grid, unwrap_timeout=unwrap_timeout, smoothing=smoothing
+    )
+    finished = yield from clock.timed(phases)
+    mesh = finished.baked.mesh
+    path = folder / "result.glb"
+
+    yield clock.start("write")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, glb_bytes(mesh, settings))
+
+    yield clock.start("measure")
+    asset = load_glb(path)
+    validator = validate_glb(path)
+    cameras = orbit(AZIMUTHS, [ELEVATION] * len(AZIMUTHS), picture, distance, field_of_view)
+    shown = _views(scene, cameras.to(mesh.vertices.device))
+    exported = _views(asset, cameras)
+
+    yield clock.start("pictures")
+    rows = [] if samples is None else [Row("prior samples", samples[: len(AZIMUTHS)])]
+    rows += [Row("representation", shown.rgb), Row("result.glb, read back", exported.rgb)]
+    write_atomically(folder / "contact_sheet.png", contact_sheet(prompt, rows))
+    write_atomically(folder / "turntable.webp", turntable(asset, distance, field_of_view, frames, picture, ELEVATION))
+    clock.stop()
+
+    return AssetReport(
+        faces=len(finished.surface.faces),
+        vertices=len(finished.surface.vertices),
+        watertight=is_watertight(finished.surface),
+        texture_size=texture,
+        uv_fill=round(finished.baked.uv_fill, 4),
+        unwrap=finished.unwrapped.method,
+        unwrap_reason=finished.unwrapped.reason,
+        validator=validator,
+        seconds=clock.seconds,
+        render_to_asset_psnr=round(psnr(shown, exported), 3),
+        silhouette_iou=round(iou(shown, exported), 4),
+    )
+
+
+def _views(scene: Scene, cameras: Cameras) -> RenderOutput:
+    """Pictures over white, one camera at a time, on the CPU."""
+    pictures = []
+    with torch.no_grad():
+        for i in range(len(cameras)):
+            camera = Cameras(cameras.pose[i : i + 1], cameras.focal[i : i + 1], cameras.size)
+            pictures.append(scene.render(camera, torch.ones(1, 3, device=cameras.pose.device)))
+    rgb, alpha, depth = (torch.cat([getattr(p, name) for p in pictures]).cpu() for name in ("rgb", "alpha", "depth"))
+    return RenderOutput(rgb.clamp(0, 1), alpha, depth)
+
+
+class _Clock:
+    """Seconds of each phase, by the names in which phases announce themselves."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._since = 0.0
+
+    def start(self, phase: str) -> str:
+        self.stop()
+        self._phase, self._since = phase, time.perf_counter()
+        return phase
+
+    def stop(self) -> None:
+        if self._phase is not None:
+            self.seconds[self._phase] = round(time.perf_counter() - self._since, 3)
+        self._phase = None
+
+    def timed(self, phases: Generator[str, None, Finished]) -> Generator[str, None, Finished]:
+        while True:
+            try:
+                phase = next(phases)
+            except StopIteration as end:
+                return end.value
+            yield self.start(phase)
