@@ -31,7 +31,9 @@ def trilinear(
     _check("grid", grid, 4, grid.device)
     _check("points", points, 2, grid.device)
     if min(grid.shape[:3]) < 2 or points.shape[1] != 3:
-        raise ValueError(f"trilinear needs a grid of 2 vertices a side or more and points [n, 3], got {grid.shape}, {points.shape}")
+        raise ValueError(
+            f"trilinear needs a grid of 2 vertices a side or more and points [n, 3], got {grid.shape}, {points.shape}"
+        )
     return reference.trilinear(grid, points)
 
 
@@ -109,6 +111,8 @@ def _check_backend(backend: str) -> None:
 
 def _check(name: str, value: Tensor, dimensions: int, device: torch.device) -> None:
     if value.ndim != dimensions or not value.is_floating_point():
-        raise ValueError(f"{name} must be a floating-point tensor of {dimensions} dimensions, got {value.dtype} {tuple(value.shape)}")
+        raise ValueError(
+            f"{name} must be a floating-point tensor of {dimensions} dimensions, got {value.dtype} {tuple(value.shape)}"
+        )
     if value.device != device:
         raise ValueError(f"{name} is on {value.device}, the rest on {device}: move them to one device")

@@ -16,36 +16,42 @@ _COARSE = 4
 
 
 class _Trilinear(torch.autograd.Function):
-    # Advanced indexing and index_add beat grid_sample two to one on a CPU: features of a vertex are contiguous.
+    # On a CPU a weighted embedding bag is ten times faster than indexing, and a histogram four times faster than
+    # index_add; grid_sample is slower than either because it reads one channel at a time.
 
     @staticmethod
     def forward(ctx, grid: Tensor, points: Tensor) -> Tensor:
         index, weight = _corners(points, grid.shape[:3])
         ctx.save_for_backward(index, weight)
         ctx.shape = grid.shape
-        return torch.einsum("nk,nkf->nf", weight, grid.view(-1, grid.shape[3])[index])
+        return F.embedding_bag(index, grid.view(-1, grid.shape[3]), per_sample_weights=weight, mode="sum")
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
         index, weight = ctx.saved_tensors
-        features = ctx.shape[3]
-        spread = weight[..., None] * gradients[0][:, None]
-        total = spread.new_zeros(math.prod(ctx.shape[:3]), features)
-        total.index_add_(0, index.view(-1), spread.view(-1, features))
+        vertices, features = math.prod(ctx.shape[:3]), ctx.shape[3]
+        total = weight.new_empty(vertices, features)
+        for f in range(features):
+            pulls = (weight * gradients[0][:, f, None]).view(-1)
+            total[:, f] = torch.bincount(index.view(-1), pulls, minlength=vertices)
         return total.view(ctx.shape), None
 
 
 def _corners(points: Float[Tensor, "n 3"], shape: tuple[int, ...]) -> tuple[Int[Tensor, "n 8"], Float[Tensor, "n 8"]]:
-    cells = points.new_tensor(shape) - 1
-    scaled = points.clamp(0, 1) * cells
-    low = torch.minimum(scaled.floor(), cells - 1)
-    high_part = scaled - low
-    strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=points.device)
-    steps = torch.tensor([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], device=points.device)
-    index = (low.long() * strides).sum(1, keepdim=True) + (steps * strides).sum(1)
-    x, y, z = torch.stack([1 - high_part, high_part], -1).unbind(1)
-    weight = (x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]).reshape(-1, 8)
-    return index, weight
+    """Vertex indices and weights of the cell around each point; axis-major, so that every operation runs long."""
+    base = torch.zeros(len(points), dtype=torch.int32, device=points.device)
+    weights = [torch.ones(len(points), dtype=points.dtype, device=points.device)]
+    offsets = [0]
+    for axis, size in enumerate(shape):
+        scaled = points[:, axis].clamp(0, 1) * (size - 1)
+        low = scaled.floor().clamp_max(size - 2)
+        base = base * size + low.int()
+        part = scaled - low
+        stride = math.prod(shape[axis + 1 :])
+        weights = [w * side for w in weights for side in (1 - part, part)]
+        offsets = [offset + side for offset in offsets for side in (0, stride)]
+    index = base[:, None] + torch.tensor(offsets, dtype=torch.int32, device=points.device)
+    return index, torch.stack(weights).t().contiguous()
 
 
 def trilinear(grid: Float[Tensor, "x y z f"], points: Float[Tensor, "n 3"]) -> Float[Tensor, "n f"]:
@@ -96,21 +102,25 @@ def _enter(origins: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, T
 
 
 def _dilated(occupancy: Tensor, reach: float, bound: float) -> Tensor:
-    cell = 2 * bound / min(occupancy.shape)
-    radius = math.ceil(reach / cell)
-    return F.max_pool3d(occupancy[None, None].float(), 2 * radius + 1, 1, radius)[0, 0] > 0
+    radius = math.ceil(reach * min(occupancy.shape) / (2 * bound))
+    grown = occupancy[None, None].float()
+    for axis in range(3):  # one axis at a time: a cube's maximum is the maximum of its lines' maxima
+        size, padding = [1, 1, 1], [0, 0, 0]
+        size[axis], padding[axis] = 2 * radius + 1, radius
+        grown = F.max_pool3d(grown, size, 1, padding)
+    return grown[0, 0] > 0
 
 
 def _occupied(origins: Tensor, directions: Tensor, t: Tensor, occupancy: Tensor, bound: float) -> Tensor:
-    sizes = occupancy.shape
-    flat = torch.zeros(t.shape, dtype=torch.long, device=t.device)
-    inside = torch.ones_like(flat, dtype=torch.bool)
-    for axis in range(3):  # axis by axis: a [rays, steps, 3] tensor would be the largest of the whole render
-        cell = origins[:, axis, None] + directions[:, axis, None] * t
-        cell = ((cell + bound) * (sizes[axis] / (2 * bound))).floor()
-        inside &= (cell >= 0) & (cell < sizes[axis])
-        flat = flat * sizes[axis] + cell.clamp(0, sizes[axis] - 1).long()
-    return occupancy.reshape(-1)[flat] & inside
+    flat = torch.zeros(t.shape, dtype=torch.int32, device=t.device)
+    inside = torch.ones(t.shape, dtype=torch.bool, device=t.device)
+    for axis, size in enumerate(occupancy.shape):  # axis by axis: a [rays, steps, 3] tensor would dwarf all others
+        scale = size / (2 * bound)
+        first = (origins[:, axis, None] + bound) * scale
+        cell = torch.addcmul(first, directions[:, axis, None], t, value=scale)
+        inside &= (cell >= 0) & (cell < size)
+        flat = flat * size + cell.clamp(0, size - 1).int()
+    return occupancy.reshape(-1).index_select(0, flat.view(-1)).view(t.shape) & inside
 
 
 def composite(

@@ -113,6 +113,15 @@ class DiffusersPrior:
         ).input_ids
         return self._text_encoder(tokens.to(self.device)).last_hidden_state.float()
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a prompt that are read, without the marks at its ends."""
+        return self._text_encoder.config.max_position_embeddings - 2
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, without the marks at its ends."""
+        return len(self._tokenizer(prompt, add_special_tokens=False).input_ids)
+
     # Pictures and latents ------------------------------------------------------------------------------------------
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:

@@ -123,9 +123,7 @@ def choose_threshold(
     return Threshold(float(value[chosen] + after[chosen]) / 2, float(iou[chosen]))
 
 
-def peak_density(
-    density: Float[Tensor, "n n n"], bound: float, cameras: Cameras
-) -> Float[Tensor, "b h w"]:
+def peak_density(density: Float[Tensor, "n n n"], bound: float, cameras: Cameras) -> Float[Tensor, "b h w"]:
     """The largest (trilinear) density along each pixel's ray: a maximum-intensity projection."""
     origin, direction = cameras.rays()
     volume = density.permute(2, 1, 0)[None, None].float()  # grid_sample's last axis is x

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cuda_ext import ops
 from representations.cameras import Cameras
-from representations.extraction import extract_surface
+from representations.extraction import mesh_from_density
 from representations.scene import Mesh, ParamGroup, RenderOutput, Representation, Scene
 
 _DENSITY_GAIN = 25.0
@@ -32,7 +32,7 @@ class HashField:
     """Cells a side of each level, coarse to fine; each a multiple of the one before."""
     bound: float = 1.0
     """Half the side of the cube that holds the object, in world units."""
-    steps_per_cell: float = 0.75
+    steps_per_cell: float = 0.6
     """Ray samples in a cell of the finest level."""
     initial_radius: float = 0.5
     """Radius of the faint ball that optimisation starts from, as a share of ``bound``."""
@@ -44,7 +44,7 @@ class HashField:
     """Cells a side of the grid that lets rays skip what is empty."""
     occupancy_every: int = 8
     """Steps between updates of that grid."""
-    exploration: float = 0.06
+    exploration: float = 0.03
     """Share of empty cells that each update opens at random, so that matter can grow where there is none yet."""
 
     def build(self, rng: torch.Generator, device: torch.device) -> "FieldGrids":
@@ -82,13 +82,14 @@ class FieldScene(Scene):
     jitter_seed: int | None = None
 
     def render(self, cameras: Cameras, background: Float[Tensor, "b 3"]) -> RenderOutput:
-        """See ``Scene.render``; ``aux`` has the mean and the spread of opacity along each ray's samples."""
+        """See ``Scene.render``."""
         origins, directions = cameras.rays()
         b, (h, w) = len(cameras), cameras.size
         flat = directions.reshape(-1, 3)
         starts = origins[:, None].expand(b, h * w, 3).reshape(-1, 3)
         t, ray = ops.march_rays(starts, flat, self.occupancy, self.bound, self.step, self.jitter_seed)
-        density, colour = self.sample(starts[ray] + t[:, None] * flat[ray])
+        points = torch.addcmul(starts.index_select(0, ray), flat.index_select(0, ray), t[:, None])
+        density, colour = self.sample(points)
         rgb, alpha, depth, _ = ops.composite(density, colour, t, ray, len(flat), self.step)
         alpha, depth = alpha.clamp(0, 1), depth / alpha.clamp_min(1e-6)
         rgb = rgb + (1 - alpha)[:, None] * background.repeat_interleave(h * w, 0)
@@ -103,15 +104,17 @@ class FieldScene(Scene):
         raw = ops.trilinear(self.raw, (points / self.bound + 1) / 2)
         return _density(raw[:, 0]), torch.sigmoid(_COLOUR_GAIN * raw[:, 1:])
 
-    def density_grid(self, resolution: int) -> Float[Tensor, "r r r"]:
-        """Density at the vertices of a grid of ``resolution`` cells a side."""
-        raw = self.raw.detach()[..., 0][None, None]
-        size = (resolution + 1,) * 3
-        return _density(F.interpolate(raw, size, mode="trilinear", align_corners=True)[0, 0])
-
     def to_mesh(self, resolution: int) -> Mesh:
         """See ``Scene.to_mesh``."""
-        return extract_surface(self, resolution)
+        still = self.detach()
+        white = torch.ones(1, 3, device=self.raw.device)
+        return mesh_from_density(
+            lambda points: still.sample(points)[0],
+            self.bound,
+            resolution,
+            lambda cameras: still.render(cameras, white.expand(len(cameras), 3)).alpha,
+            self.raw.device,
+        )
 
     def surface_colour(self, points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """The colour that a short ray along the normal sees: what the renders show, not what lies deep inside."""

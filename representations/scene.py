@@ -62,9 +62,7 @@ class Scene(ABC):
         """
 
     @abstractmethod
-    def surface_colour(
-        self, points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]
-    ) -> Float[Tensor, "n 3"]:
+    def surface_colour(self, points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """sRGB in [0, 1] that the scene shows at surface points, seen against their outward normals."""
 
     @abstractmethod
@@ -83,5 +81,5 @@ class Representation(nn.Module, ABC):
     def groups(self) -> list[ParamGroup]:
         """Every trainable parameter, once, with its learning rate."""
 
-    def restructure(self, step: int, out: RenderOutput, optimiser: torch.optim.Optimizer) -> None:  # noqa: B027
+    def restructure(self, step: int, out: RenderOutput, optimiser: torch.optim.Optimizer) -> None:
         """Change our own structure after a step (occupancy, densify, prune); most steps change nothing."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,9 @@ from torch.nn.functional import grid_sample, normalize
 from cuda_ext.triangles import interpolate, rasterize_triangles
 from representations.cameras import Cameras
 from representations.scene import EmptySceneError, Mesh, RenderOutput, Scene
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 SUPERSAMPLING = 2
 """Samples a pixel a side."""
@@ -70,26 +74,41 @@ class TexturedMesh(Scene):
         return weld(Mesh(self.vertices, self.faces))
 
     def surface_colour(self, points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """The colour of the texel whose place on the surface is nearest, among those that face the same way.
+        """The colour of the nearest place on the surface that does not face away, to the texel.
 
         Raises:
-            EmptySceneError: there are no triangles.
+            EmptySceneError: there are no triangles, or none covers a texel.
         """
-        tree, texel = self._texels
-        query = torch.cat([points, _turn_costs(self) * normals], -1)
-        nearest = torch.from_numpy(tree.query(query.detach().cpu().double().numpy())[1]).to(texel.device)
-        return self.texture.flatten(1)[:, texel[nearest]].T
+        axis = normals.detach().abs().argmax(-1)
+        side = axis + 3 * (normals.detach().gather(1, axis[:, None])[:, 0] < 0)
+        texel = side.new_zeros(len(points))
+        for direction in side.unique().tolist():
+            those = side == direction
+            tree, indices = self._facing[direction]
+            nearest = tree.query(points[those].detach().cpu().double().numpy())[1]
+            texel[those] = indices[torch.from_numpy(nearest).to(indices.device)]
+        return self.texture.flatten(1)[:, texel].T
 
     @cached_property
-    def _texels(self):
-        """A search tree over position and weighted normal of every covered texel, and the texels' flat indices."""
+    def _facing(self) -> list[tuple["cKDTree", Tensor]]:
+        """For +x, +y, +z, -x, -y, -z: a search tree of texels whose normal leans that way, and their flat indices.
+
+        A thin wall keeps its two sides apart because a point only ever searches among texels on its own side.
+        """
         from scipy.spatial import cKDTree
 
         position, normal, covered = texel_geometry(self.vertices, self.faces, self.uv, self.texture.shape[-2:])
-        if not covered.any():
-            raise EmptySceneError("the textured mesh covers no texel of its texture")
-        place = torch.cat([position[covered], _turn_costs(self) * normal[covered]], -1)
-        return cKDTree(place.detach().cpu().double().numpy()), covered.flatten().nonzero()[:, 0]
+        index = covered.flatten().nonzero()[:, 0]
+        if not len(index):
+            raise EmptySceneError(f"{len(self.faces)} faces cover no texel of the texture")
+        place, lean = position[covered].detach().cpu().double().numpy(), normal[covered].detach()
+        trees = []
+        for direction in torch.cat([torch.eye(3), -torch.eye(3)]).to(lean):
+            towards = lean @ direction > 0
+            towards = towards if towards.any() else torch.ones_like(towards)
+            tree = cKDTree(place[towards.cpu().numpy()], balanced_tree=False, compact_nodes=False)
+            trees.append((tree, index[towards]))
+        return trees
 
     def detach(self) -> "TexturedMesh":
         """The same mesh off the autograd graph."""
@@ -97,7 +116,7 @@ class TexturedMesh(Scene):
 
 
 def screen_positions(points: Float[Tensor, "v 3"], cameras: Cameras) -> Float[Tensor, "b v 3"]:
-    """Pixel x, pixel y (down, from the top-left corner) and distance along the viewing axis, as the rasterizer takes."""
+    """Pixel x, pixel y (down, from the top-left corner) and distance along the viewing axis, for the rasterizer."""
     rotation, origin = cameras.pose[:, :3, :3], cameras.pose[:, :3, 3]
     local = torch.einsum("bvi,bij->bvj", points - origin[:, None], rotation)
     distance = -local[..., 2]
@@ -154,12 +173,6 @@ def _places(vertices: Tensor) -> tuple[Tensor, Tensor]:
     distinct, place = vertices.detach().unique(dim=0, return_inverse=True)
     first = place.new_full((len(distinct),), len(vertices))
     return first.scatter_reduce(0, place, torch.arange(len(vertices), device=place.device), "amin"), place
-
-
-def _turn_costs(mesh: TexturedMesh) -> float:
-    # Facing the opposite way counts as far as a tenth of the object's size: thin walls keep their two sides apart.
-    extent = (mesh.vertices.amax(0) - mesh.vertices.amin(0)).max()
-    return 0.05 * float(extent)
 
 
 def _one(cameras: Cameras, i: int) -> Cameras:

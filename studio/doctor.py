@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from studio.export.validate import VARIABLE as VALIDATOR_VARIABLE
 from studio.paths import BUNDLED_PRIOR, MissingAsset, bundled_prior
 
 Verdict = Literal["ok", "warning", "failure"]
@@ -26,8 +27,6 @@ LEAST_MEMORY, COMFORTABLE_MEMORY = 1 * 1024**3, 3 * 1024**3
 """Bytes: below the first nothing can run, below the second only the bundled prior."""
 LEAST_DISK, COMFORTABLE_DISK = 256 * 1024**2, 2 * 1024**3
 """Bytes: room for one run with its checkpoints, and for a few."""
-VALIDATOR_VARIABLE = "DREAMKILN_GLTF_VALIDATOR"
-"""Environment variable that names the ``node_modules`` folder with Khronos' gltf-validator."""
 
 
 @dataclass(frozen=True)
@@ -233,10 +232,10 @@ def _disk(runs: Path) -> Iterator[Check]:
 
 
 def _validator() -> Check:
-    node, modules = shutil.which("node"), os.environ.get(VALIDATOR_VARIABLE)
-    if node and modules and (Path(modules) / "gltf-validator").is_dir():
-        return Check("gltf-validator", "ok", modules)
-    missing = "node is not installed" if not node else f"{VALIDATOR_VARIABLE} names no folder with gltf-validator"
+    node, modules = shutil.which("node"), Path(os.environ.get(VALIDATOR_VARIABLE) or "node_modules").resolve()
+    if node and (modules / "gltf-validator").is_dir():
+        return Check("gltf-validator", "ok", str(modules))
+    missing = f"none in {modules}" if node else "node is not installed"
     advice = f"Optional: checks each GLB. npm install gltf-validator, then set {VALIDATOR_VARIABLE} to node_modules."
     return Check("gltf-validator", "warning", missing, advice)
 

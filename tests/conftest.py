@@ -41,9 +41,9 @@ def runs(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def gltf_validator() -> Path:
     """The ``node_modules`` folder with Khronos' validator; skips where it is missing, fails where it must not be."""
-    modules = os.environ.get("DREAMKILN_GLTF_VALIDATOR")
-    if modules and (Path(modules) / "gltf-validator").is_dir() and shutil.which("node"):
-        return Path(modules)
+    modules = Path(os.environ.get("DREAMKILN_GLTF_VALIDATOR") or "node_modules").resolve()
+    if (modules / "gltf-validator").is_dir() and shutil.which("node"):
+        return modules
     missing = "node and npm's gltf-validator are needed: set DREAMKILN_GLTF_VALIDATOR to the node_modules folder"
     if os.environ.get("DREAMKILN_REQUIRE_VALIDATOR") == "1":
         pytest.fail(missing)

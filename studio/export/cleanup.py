@@ -1,10 +1,8 @@
-"""From a raw iso-surface to a clean one: no floaters, no hidden cavities, few enough faces, watertight where possible."""
+"""From a raw iso-surface to a clean one: no floaters, no hidden cavities, few enough faces, watertight if possible."""
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
 from representations.scene import EmptySceneError, Mesh
 
@@ -57,7 +55,9 @@ def is_watertight(mesh: Mesh) -> bool:
     """Whether every edge is shared by exactly two faces that run along it in opposite directions."""
     faces = mesh.faces.detach().cpu().numpy().astype(np.int64)
     directed = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    forward, backward = (np.sort(pair[:, 0] * len(mesh.vertices) + pair[:, 1]) for pair in (directed, directed[:, ::-1]))
+    forward, backward = (
+        np.sort(pair[:, 0] * len(mesh.vertices) + pair[:, 1]) for pair in (directed, directed[:, ::-1])
+    )
     return len(forward) > 0 and bool((np.diff(forward) > 0).all() and (forward == backward).all())
 
 
@@ -135,13 +135,13 @@ def _from_manifold(solid, like: Mesh) -> Mesh:
     return _mesh(packed.vert_properties[:, :3], packed.tri_verts, like)
 
 
-def _arrays(mesh: Mesh) -> tuple[Float[NDArray, "v 3"], Int[NDArray, "f 3"]]:
+def _arrays(mesh: Mesh) -> tuple[NDArray, NDArray]:
     return mesh.vertices.detach().cpu().numpy().astype(np.float64), mesh.faces.cpu().numpy().astype(np.int64)
 
 
 def _mesh(vertices: NDArray, faces: NDArray, like: Mesh) -> Mesh:
     """As tensors on the device of ``like``, without vertices that no face uses."""
     used, compact = np.unique(faces, return_inverse=True)
-    points: Tensor = torch.from_numpy(vertices[used].astype(np.float32))
+    points = torch.from_numpy(vertices[used].astype(np.float32))
     triangles = torch.from_numpy(compact.reshape(-1, 3).astype(np.int64))
     return Mesh(points.to(like.vertices.device), triangles.to(like.faces.device))

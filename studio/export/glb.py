@@ -83,7 +83,9 @@ def load_glb(path: Path) -> TexturedMesh:
     flipped = np.stack([uv[:, 0], 1 - uv[:, 1]], -1)
     pixels = np.array(picture.convert("RGB"), dtype=np.float32) / 255
     texture = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    return TexturedMesh(_float(vertices), torch.from_numpy(np.array(mesh.faces, dtype=np.int64)), _float(flipped), texture)
+    return TexturedMesh(
+        _float(vertices), torch.from_numpy(np.array(mesh.faces, dtype=np.int64)), _float(flipped), texture
+    )
 
 
 def quantised(picture: Tensor) -> np.ndarray:

@@ -34,7 +34,11 @@ def psnr(a: RenderOutput, b: RenderOutput) -> float:
         if not union.any():
             continue
         rows, columns = union.any(1).nonzero(), union.any(0).nonzero()
-        box = (slice(None), slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1))
+        box = (
+            slice(None),
+            slice(int(rows.min()), int(rows.max()) + 1),
+            slice(int(columns.min()), int(columns.max()) + 1),
+        )
         error = (a.rgb[i][box].double() - b.rgb[i][box].double()).square()
         total, count = total + float(error.sum()), count + error.numel()
     mean = total / max(count, 1)

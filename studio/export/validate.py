@@ -1,6 +1,6 @@
 """Khronos' own validator, where it is installed: ``npm install gltf-validator``.
 
-It is looked for in the folder that ``DREAMKILN_GLTF_VALIDATOR`` names (a ``node_modules``) or else in ``./node_modules``.
+It is looked for in the ``node_modules`` folder that ``DREAMKILN_GLTF_VALIDATOR`` names, or else in ``./node_modules``.
 """
 
 import json
@@ -18,7 +18,7 @@ require(modules + "/gltf-validator").validateBytes(new Uint8Array(require("fs").
 
 
 def validate_glb(path: Path, timeout: float = 60.0) -> dict[str, int] | None:
-    """Numbers of ``errors`` and ``warnings`` in a GLB; None where node or the validator is missing or gave no answer."""
+    """Numbers of ``errors`` and ``warnings`` in a GLB; None where node or the validator is missing or fails."""
     node = shutil.which("node")
     modules = Path(os.environ.get(VARIABLE) or "node_modules").resolve()
     if node is None or not (modules / "gltf-validator").is_dir():

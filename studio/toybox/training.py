@@ -46,6 +46,9 @@ class TrainPrior:
     """Share of images without a prompt, for classifier-free guidance."""
     camera_dropout: float = 0.15
     """Share of images without a camera."""
+    detail_weight: float = 0.15
+    """Weight of the loss where there is no noise; it grows to 1 with the noise. Where little is missing the error in
+    velocity is large and says little about shape: equal weights would spend most of the gradient there."""
     average: float = 0.999
     """Decay of the exponential moving average of the weights, which is what ships."""
     seed: int = 0
@@ -169,7 +172,8 @@ def _learn(trainee: Trainee, settings: TrainPrior, levels: Tensor) -> Tensor:
     shuffle = settings.network.pixel_shuffle
     folded = F.pixel_unshuffle(noisy, shuffle).contiguous(memory_format=torch.channels_last)
     guess = trainee.unet(folded, t.to(device), trainee.embed(captions), class_labels=features.to(device)).sample
-    loss = F.mse_loss(guess, F.pixel_unshuffle(velocity, shuffle))
+    weight = settings.detail_weight + (1 - settings.detail_weight) * (1 - abar)
+    loss = (weight * (guess - F.pixel_unshuffle(velocity, shuffle)).square()).mean()
 
     for group in trainee.optimiser.param_groups:
         group["lr"] = settings.rate(trainee.step)

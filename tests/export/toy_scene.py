@@ -1,7 +1,9 @@
-"""A toy as a scene: sphere-traced pictures, a smooth density, exact paint. What an ideal representation would be."""
+"""A toy as a scene, and a small export of it: traced pictures, a smooth density, exact paint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,8 @@ from torch import Tensor
 from representations.cameras import Cameras, orbit
 from representations.extraction import mesh_from_density
 from representations.scene import Mesh, RenderOutput, Scene
-from studio.toybox.views import DISTANCE, FIELD_OF_VIEW, trace
+from studio.export.asset import AssetReport, export_asset
+from studio.toybox.views import DISTANCE, FIELD_OF_VIEW, Layers, trace
 from studio.toybox.world import Toy, distances
 
 LIGHT = torch.tensor([0.35, 0.90, 0.25])
@@ -24,7 +27,7 @@ class ToyScene(Scene):
     bound: float = 1.0
 
     def render(self, cameras: Cameras, background: Float[Tensor, "b 3"]) -> RenderOutput:
-        layers = [trace(self.toy.kind, pose, cameras.size[0]) for pose in cameras.pose]
+        layers = [traced(self.toy.kind, tuple(pose.flatten().tolist()), cameras.size[0]) for pose in cameras.pose]
         rgb = torch.stack([one.painted(self.toy, colour) for one, colour in zip(layers, background, strict=True)])
         alpha = torch.stack([one.alpha for one in layers])[:, None]
         return RenderOutput(rgb, alpha, torch.zeros_like(alpha))
@@ -35,7 +38,7 @@ class ToyScene(Scene):
     def to_mesh(self, resolution: int) -> Mesh:
         return mesh_from_density(self.density, self.bound, resolution, self.silhouettes)
 
-    def silhouettes(self, cameras: Cameras, steps: int = 160) -> Tensor:
+    def silhouettes(self, cameras: Cameras, steps: int = 96) -> Tensor:
         """Opacity of rays that come inside the toy, from any camera."""
         origin, direction = cameras.rays()
         middle = -(direction * origin[:, None, None]).sum(-1, keepdim=True)
@@ -58,6 +61,49 @@ class ToyScene(Scene):
         return self
 
 
+@lru_cache(maxsize=64)
+def traced(kind: str, pose: tuple[float, ...], size: int) -> Layers:
+    """A view, traced once for all tests."""
+    return trace(kind, torch.tensor(pose).view(4, 4), size)
+
+
 def toy_cameras(azimuths: Sequence[float], size: int, elevation: float = 15.0) -> Cameras:
     """Cameras as the tracer has them."""
     return orbit(azimuths, [elevation] * len(azimuths), size, DISTANCE, FIELD_OF_VIEW)
+
+
+SETTINGS = {"prompt": "a red mug", "seed": 7, "nested": {"scale": 7.5, "words": ["é", "猫"]}}
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported scene and what was said on the way."""
+
+    scene: Scene
+    folder: Path
+    report: AssetReport
+    phases: list[str]
+
+    @property
+    def glb(self) -> Path:
+        return self.folder / "result.glb"
+
+
+def export(scene: Scene, folder: Path, **knobs) -> Export:
+    """Export at a small size."""
+    phases: list[str] = []
+    small = {"faces": 3000, "texture": 256, "grid": 72, "picture": 96, "frames": 4} | knobs
+    steps = export_asset(
+        scene,
+        folder,
+        settings=SETTINGS,
+        prompt="a red mug",
+        distance=DISTANCE,
+        field_of_view=FIELD_OF_VIEW,
+        **small,
+    )
+    while True:
+        try:
+            phases.append(next(steps))
+        except StopIteration as end:
+            return Export(scene, folder, end.value, phases)

@@ -1,0 +1,95 @@
+"""The command line: ``studio VERB ...``.
+
+Bare ``--help`` and ``--version`` answer from the table below; whatever a verb needs is imported when it is called.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from studio import __version__
+
+OK, FAILED, BAD_USAGE = 0, 1, 2
+
+VERBS: dict[str, str] = {
+    "generate": "Make a textured GLB from a prompt",
+    "resume": "Go on with a run that was stopped or killed",
+    "doctor": "Examine the installation and say what is missing",
+    "train-prior": "Train the bundled prior anew",
+}
+
+EXAMPLES = """\
+  1. A first object, ready in minutes on a laptop:   studio generate "a red mushroom"
+  2. More patience, more detail:                     studio generate "a green table" --recipe standard
+  3. Another prior, from a folder:                   studio generate "a fox" --prior ~/models/stable-diffusion-v1-5
+  4. All knobs of a recipe:                          studio generate "a mug" --recipe draft --help
+  5. After Ctrl-C or a crash:                        studio resume runs/a-red-mushroom"""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of ``studio``; exits with 0, 1 (failed) or 2 (bad usage)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out a command line and return the exit status."""
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if verb in ("-h", "--help"):
+        _say(_help())
+        return OK
+    if verb in ("-V", "--version"):
+        _say(f"dreamkiln {__version__}")
+        return OK
+    if verb not in VERBS:
+        return _refuse_verb(verb)
+    try:
+        return _function(verb)(rest)
+    except KeyboardInterrupt:
+        _complain("Interrupted.")
+        return FAILED
+    except SystemExit as end:  # tyro leaves this way, with 2 for bad usage and 0 for help
+        return end.code if isinstance(end.code, int) else FAILED
+
+
+def _function(verb: str) -> Callable[[list[str]], int]:
+    if verb == "generate":
+        from studio.verbs import generate as function
+    elif verb == "resume":
+        from studio.verbs import resume as function
+    elif verb == "doctor":
+        from studio.verbs import doctor as function
+    else:
+        from studio.verbs import train_prior as function
+    return function
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {about}" for name, about in VERBS.items())
+    return (
+        "usage: studio VERB [options]\n\n"
+        "Dreamkiln: a prompt goes in, score distillation makes a textured GLB.\n\n"
+        f"verbs:\n{verbs}\n\nexamples:\n{EXAMPLES}\n\n`studio VERB --help` explains a verb. --version prints the version."
+    )
+
+
+def _refuse_verb(verb: str) -> int:
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, 1)
+    guess = f"Did you mean `studio {near[0]}`?" if near else f"There are: {', '.join(VERBS)}."
+    _complain(f"studio: no verb {verb!r}. {guess}")
+    return BAD_USAGE
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

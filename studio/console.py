@@ -1,0 +1,125 @@
+"""Events on a terminal: a progress bar for people, JSON lines for machines."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from studio.cli import FAILED, OK
+from studio.events import (
+    Event,
+    Exported,
+    Failed,
+    Finished,
+    StageStarted,
+    Started,
+    Stepped,
+    Stopped,
+    Warned,
+    Working,
+)
+from studio.folder import plain
+
+_READ_EVERY = 0.5
+"""Seconds between readings of the loss: each makes the host wait for the device."""
+
+
+class Pace:
+    """Iterations a second and time left, measured over this process's steps."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._first = 0
+
+    def text(self, done: int, total: int) -> str:
+        """Words for the pace after ``done`` of ``total`` steps."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._first = now, done
+            return ""
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        left = int((total - done) / max(rate, 1e-9))
+        return f"{rate:.1f} it/s, {left // 60}:{left % 60:02d} left"
+
+
+def show(events: Iterator[Event], console: Console | None = None) -> int:
+    """A progress bar with the step, iterations a second, the time left, the loss and what is being done."""
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting", total=None, pace="", loss="")
+        pace, read_at, status = Pace(), 0.0, OK
+        for event in events:
+            if isinstance(event, Stepped):
+                if time.monotonic() - read_at >= _READ_EVERY or event.done == event.total:
+                    read_at = time.monotonic()
+                    loss = event.diagnostics.get("value", event.loss).item()
+                    left = pace.text(event.done, event.total)
+                    progress.update(task, completed=event.done, pace=left, loss=f"loss {loss:.4g}")
+            else:
+                status = max(status, _announce(event, progress, task))
+    return status
+
+
+def _announce(event: Event, progress: Progress, task: TaskID) -> int:
+    console = progress.console
+    match event:
+        case Started(prompt=prompt, folder=folder, device=device, step=step, steps=steps):
+            console.print(f"[bold]{_escaped(prompt)}[/] on {device}, in {_escaped(str(folder))}")
+            progress.update(task, description="optimising", total=steps, completed=step)
+        case StageStarted(index=index, count=count, representation=representation, guidance=guidance):
+            progress.update(task, description=f"stage {index + 1}/{count}: {representation} under {guidance}")
+        case Working(what=what):
+            progress.update(task, description=what, pace="", loss="")
+        case Warned(text=text):
+            console.print(f"[yellow]Note:[/] {_escaped(text)}")
+        case Stopped(step=step, folder=folder):
+            console.print(f"Stopped at step {step}. Go on with: studio resume {_escaped(str(folder))}")
+            return FAILED
+        case Failed():
+            progress.update(task, description="[red]failed[/]", pace="", loss="")
+        case Exported(path=path, report=report):
+            _summarise(console, str(path), report)
+        case Finished(seconds=seconds):
+            progress.update(task, description="done", pace="", loss="")
+            console.print(f"Done in {seconds:.0f} s.")
+        case _:
+            pass
+    return OK
+
+
+def _summarise(console: Console, path: str, report: dict) -> None:
+    console.print(f"[green]{_escaped(path)}[/]")
+    tight = "watertight" if report["watertight"] else "not watertight"
+    console.print(
+        f"  {report['faces']} faces, {tight}, {report['texture_size']} px texture; like its render to "
+        f"{report['render_to_asset_psnr']:.1f} dB, silhouettes {report['silhouette_iou']:.0%}"
+    )
+    console.print("  beside it: turntable.webp, contact_sheet.png, report.json")
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def show_json(events: Iterator[Event]) -> int:
+    """One JSON object a line on standard output."""
+    status = OK
+    for event in events:
+        sys.stdout.write(json.dumps(plain(event)) + "\n")
+        sys.stdout.flush()
+        if isinstance(event, Failed | Stopped):
+            status = FAILED
+    return status

@@ -1,0 +1,112 @@
+"""The folder of a run: made once, held by one process at a time, and a record of everything that happened in it."""
+
+import fcntl
+import json
+import os
+import re
+import time
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from studio.checkpoints import write_atomically
+from studio.codec import encode
+from studio.events import Event, Stepped, Working
+from studio.request import Request
+
+_RECORD_EVERY = 1.0
+"""Seconds between recorded steps: reading a loss makes the host wait for the device."""
+
+
+class RunFolder:
+    """A run's folder, locked for as long as it is used as a context manager; a killed process frees it by itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: int | None = None
+        self._last_step = 0.0
+
+    @classmethod
+    def create(cls, path: Path, request: Request) -> "RunFolder":
+        """Make the folder of a new run.
+
+        Raises:
+            FileExistsError: there is something in it already.
+            OSError: it cannot be made.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            advice = f"go on with `studio resume {path}`, or " if (path / "request.json").is_file() else ""
+            raise FileExistsError(f"{path} exists already; {advice}choose another folder with --out.")
+        for folder in (path, path / "checkpoints", path / "previews"):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "request.json", json.dumps(encode(request), indent=2).encode())
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of an existing run."""
+        for folder in (path / "checkpoints", path / "previews"):
+            folder.mkdir(exist_ok=True)
+        return cls(path)
+
+    def __enter__(self) -> "RunFolder":
+        """Hold the folder.
+
+        Raises:
+            BlockingIOError: another process holds it.
+        """
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            os.close(self._lock)
+            raise BlockingIOError(f"Another process is working on {self.path}; wait for it or stop it.") from problem
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def record(self, event: Event) -> None:
+        """Append an event to ``events.jsonl``; of steps, one a second. The record must never stop the work."""
+        now = time.time()
+        if isinstance(event, Stepped):
+            if now - self._last_step < _RECORD_EVERY:
+                return
+            self._last_step = now
+        line = json.dumps({"time": round(now, 3), **plain(event)})
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            if not isinstance(event, Stepped | Working):
+                raise
+
+
+def plain(event: Event) -> dict[str, Any]:
+    """An event as JSON values; reads its tensors."""
+    values = {f.name: _plain_value(getattr(event, f.name)) for f in fields(event)}
+    return {"event": type(event).__name__, **values}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return round(value.item(), 6)
+    if isinstance(value, dict):
+        return {k: _plain_value(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def free_name(runs: Path, prompt: str) -> Path:
+    """A folder for a prompt that does not exist yet: runs/a-red-mushroom, runs/a-red-mushroom-2, ..."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "run"
+    path, number = runs / slug, 2
+    while path.exists():
+        path, number = runs / f"{slug}-{number}", number + 1
+    return path

@@ -1,0 +1,50 @@
+"""Recipes: functions from a prompt to a request. What is listed in ``RECIPES`` is what command line and app offer.
+
+Guidance is the reconstruction form of SDS (MVDream, arXiv 2308.16512) with one prior step a view. Timesteps descend
+over the run, from deciding what the thing is to deciding what it looks like; the opacity penalty of DreamFusion fades
+out meanwhile.
+"""
+
+from collections.abc import Callable
+
+from guidance.schedules import Schedule
+from guidance.sds import SDS
+from representations.hash_field import HashField
+from studio.cameras import Orbit
+from studio.request import Export, Request, Stage
+
+_PIXEL_SDS = SDS(
+    scale=10.0,
+    form="clean",
+    clamp=1.0,
+    t_min=Schedule(0.5, 0.05, until=0.9),
+    t_max=Schedule(0.98, 0.5, until=0.9),
+)
+
+
+def draft(prompt: str) -> Request:
+    """A few minutes on a laptop: a 64-cell field, a mesh of 12,000 faces, a 1024-texel texture."""
+    return Request(prompt, stages=(Stage(HashField(), _PIXEL_SDS, steps=500),))
+
+
+def standard(prompt: str) -> Request:
+    """Twice the steps of draft on a field of 96 cells, and a finer mesh and texture."""
+    field = HashField(levels=(12, 24, 48, 96))
+    return Request(
+        prompt,
+        stages=(Stage(field, _PIXEL_SDS, steps=1000, cameras=Orbit(size=96)),),
+        export=Export(faces=25_000, texture=2048, grid=128),
+    )
+
+
+def fine(prompt: str) -> Request:
+    """Patience for detail: a coarse stage, then a field of 128 cells that begins where it ended."""
+    coarse = Stage(HashField(), _PIXEL_SDS, steps=800)
+    refined = SDS(
+        scale=10.0, form="clean", clamp=1.0, t_min=Schedule(0.2, 0.02), t_max=Schedule(0.6, 0.25), shared_t=False
+    )
+    detail = Stage(HashField(levels=(16, 32, 64, 128)), refined, steps=800, cameras=Orbit(size=128))
+    return Request(prompt, stages=(coarse, detail), export=Export(faces=50_000, texture=2048, grid=192))
+
+
+RECIPES: dict[str, Callable[[str], Request]] = {recipe.__name__: recipe for recipe in (draft, standard, fine)}

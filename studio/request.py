@@ -1,0 +1,161 @@
+"""A request: everything that decides what a run makes, as plain data. It is written into the run and into the asset."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from guidance.conditioning import ViewDependence
+from guidance.methods import AnyGuidance
+from guidance.prior_folder import read_hints
+from guidance.schedules import Schedule
+from guidance.sds import SDS
+from representations.kinds import AnyRepresentation
+from studio.cameras import Orbit
+from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, resolve_prior
+
+LONGEST_PROMPT = 500
+"""Characters; every text encoder reads far less."""
+
+
+@dataclass(frozen=True)
+class Regularizers:
+    """What is asked of the renders besides the prior's opinion; weights are schedules over the stage."""
+
+    opacity: Schedule = field(default=Schedule(600.0, 0.0, until=0.8))
+    """Weight of mean opacity: early on it keeps fog from explaining the background."""
+    binary: Schedule = field(default=Schedule(0.0, 80.0))
+    """Weight of opacity times transparency: later it makes surfaces solid."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One optimisation: a representation under a guidance."""
+
+    representation: AnyRepresentation | None
+    """What is optimised; nothing: go on with the representation of the stage before."""
+    guidance: AnyGuidance = field(default=SDS())
+    """Which method says how renders should change."""
+    steps: int = 500
+    """Optimiser steps."""
+    cameras: Orbit = field(default=Orbit())
+    """Where renders are taken from."""
+    regularizers: Regularizers = field(default=Regularizers())
+    """Further wishes."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What the finished asset is like."""
+
+    faces: int = 12_000
+    """Most triangles of the mesh, about."""
+    texture: int = 1024
+    """Texels a side of the texture."""
+    grid: int = 96
+    """Cells a side of the grid that the surface is extracted from."""
+    smoothing: int = 4
+    """Rounds of Taubin smoothing, which removes the staircase of the grid and keeps the volume."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run."""
+
+    prompt: str
+    """What to make."""
+    stages: tuple[Stage, ...]
+    """Optimisations, one after the other."""
+    negative: str = ""
+    """What it should not look like."""
+    prior: str = BUNDLED_PRIOR
+    """Name of the bundled prior, or the folder of any other in diffusers' layout."""
+    view_prompts: ViewDependence = "off"
+    """How prompts name the direction of view; a camera-conditioned prior needs none of it."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    export: Export = field(default=Export())
+    """What the finished asset is like."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+    preview_every: int = 50
+    """Steps between preview pictures; 0 for none."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a request: an error forbids the run, a warning does not."""
+
+    severity: Literal["error", "warning"]
+    text: str
+
+
+def check(request: Request) -> list[Problem]:
+    """Every objection to a request, in words, before anything heavy is loaded."""
+    problems = [*_check_prompt(request), *_check_numbers(request)]
+    try:
+        folder = resolve_prior(request.prior)
+        problems += _check_words(request, read_hints(folder)["words"])
+    except (UnknownPrior, MissingAsset, ValueError) as problem:
+        problems.append(Problem("error", str(problem)))
+    return problems
+
+
+def _check_prompt(request: Request) -> list[Problem]:
+    if not request.prompt.strip():
+        return [Problem("error", 'The prompt is empty; say what to make, e.g. "a red mushroom".')]
+    if len(request.prompt) > LONGEST_PROMPT:
+        return [
+            Problem(
+                "error",
+                f"The prompt has {len(request.prompt)} characters; shorten it to {LONGEST_PROMPT} or fewer.",
+            )
+        ]
+    return []
+
+
+def _check_numbers(request: Request) -> list[Problem]:
+    wrong = []
+    if not request.stages or request.stages[0].representation is None:
+        wrong.append("the first stage needs a representation to optimise")
+    for i, stage in enumerate(request.stages):
+        missing = stage.guidance.requires - {"text"}
+        checks = {
+            f"stages.{i}.steps must be 1 or more, not {stage.steps}": stage.steps >= 1,
+            f"stages.{i}.cameras.views must be 1 or more, not {stage.cameras.views}": stage.cameras.views >= 1,
+            f"stages.{i}.cameras.size must be 8 or more pixels, not {stage.cameras.size}": stage.cameras.size >= 8,
+            f"{type(stage.guidance).__name__} needs {', '.join(sorted(missing))}": not missing,
+        }
+        wrong += [text for text, holds in checks.items() if not holds]
+    export = request.export
+    checks = {
+        f"export.faces must be 12 or more, not {export.faces}": export.faces >= 12,
+        f"export.texture must be between 16 and 8192, not {export.texture}": 16 <= export.texture <= 8192,
+        f"export.grid must be between 8 and 512, not {export.grid}": 8 <= export.grid <= 512,
+        f"checkpoint_every must be 1 or more, not {request.checkpoint_every}": request.checkpoint_every >= 1,
+        f"preview_every must be 0 or more, not {request.preview_every}": request.preview_every >= 0,
+    }
+    wrong += [text for text, holds in checks.items() if not holds]
+    return [Problem("error", text[0].upper() + text[1:] + ".") for text in wrong]
+
+
+def _check_words(request: Request, known: tuple[str, ...] | None) -> list[Problem]:
+    if known is None:
+        return []
+    words = re.findall(r"[^\W\d_]+|\d+", f"{request.prompt} {request.negative}".lower())
+    strange = [word for word in dict.fromkeys(words) if word not in known]
+    if not strange:
+        return []
+    named = ", ".join(repr(word) for word in strange)
+    return [
+        Problem(
+            "warning",
+            f"The prior {request.prior!r} does not know {named} and will guess or ignore it. It knows: "
+            f"{', '.join(known)}. For anything else name a larger prior with --prior FOLDER, for instance Stable "
+            "Diffusion in diffusers' layout.",
+        )
+    ]

@@ -1,0 +1,231 @@
+"""What each verb of the command line does."""
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from guidance.methods import AnyGuidance
+from representations.kinds import AnyRepresentation
+from studio.cli import BAD_USAGE, FAILED, OK
+from studio.codec import members, nearest
+from studio.events import Event
+from studio.folder import free_name
+from studio.recipes import RECIPES
+from studio.request import Request, check
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Make a textured GLB from a prompt.
+
+    Every knob of the recipe can be set too, e.g. --stages.0.guidance.scale 20; name a recipe and --help to see them.
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional]
+    """What to make, e.g. "a red mushroom"."""
+    recipe: str = "draft"
+    """How to make it: draft, standard or fine."""
+    method: str | None = None
+    """Guidance method instead of the recipe's."""
+    representation: str | None = None
+    """Representation instead of the recipe's."""
+    prior: str | None = None
+    """A bundled prior's name, or a folder in diffusers' layout."""
+    negative: str | None = None
+    """What it should not look like."""
+    seed: int | None = None
+    """Another seed makes another object."""
+    steps: int | None = None
+    """Optimiser steps in all, shared among the stages as the recipe does."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    out: Path | None = None
+    """Folder of the run; a new one under runs/ without it."""
+    json: bool = False
+    """Print events as JSON, one a line, instead of a progress bar."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped or killed."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run's folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    json: bool = False
+    """Print events as JSON, one a line, instead of a progress bar."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Examine the installation and say what is missing."""
+
+
+class UsageError(ValueError):
+    """A command line that asks for what there is not."""
+
+
+def generate(arguments: list[str]) -> int:
+    """``studio generate``."""
+    if {"-h", "--help"} & set(arguments) and _named_recipe(arguments) in RECIPES:
+        return _show_knobs(arguments)
+    options, knobs = tyro.cli(Generate, args=arguments, prog="studio generate", return_unknown_args=True)
+    try:
+        request = build_request(options, knobs)
+    except (UsageError, ValueError) as problem:
+        return _complain(str(problem), BAD_USAGE)
+    errors = [p.text for p in check(request) if p.severity == "error"]
+    if errors:
+        return _complain("\n".join(errors), BAD_USAGE)
+    folder = options.out or free_name(Path("runs"), request.prompt)
+    from studio.run import run_request
+
+    return _follow(lambda stop: run_request(request, folder, options.device, stop), options.json)
+
+
+def resume(arguments: list[str]) -> int:
+    """``studio resume``."""
+    options = tyro.cli(Resume, args=arguments, prog="studio resume")
+    from studio.run import resume_run
+
+    return _follow(lambda stop: resume_run(options.run, options.device, stop), options.json)
+
+
+def doctor(arguments: list[str]) -> int:
+    """``studio doctor``."""
+    tyro.cli(Doctor, args=arguments, prog="studio doctor")
+    from studio.doctor import examine, report
+
+    return report(examine(Path("runs")))
+
+
+def train_prior(arguments: list[str]) -> int:
+    """``studio train-prior``."""
+    from studio.toybox import command
+
+    options = tyro.cli(command.TrainPriorOptions, args=arguments, prog="studio train-prior")
+    return command.main(options)
+
+
+def build_request(options: Generate, knobs: list[str]) -> Request:
+    """The recipe's request with what the command line changes.
+
+    Raises:
+        UsageError: no such recipe, method or representation.
+        SystemExit: a knob that does not exist (tyro names the nearest), or a value that does not fit.
+    """
+    if options.recipe not in RECIPES:
+        raise UsageError(f"No recipe {options.recipe!r}; {nearest(options.recipe, RECIPES)}")
+    request = RECIPES[options.recipe](options.prompt)
+    stages = request.stages
+    if options.method is not None:
+        stages = _with_method(stages, options.method)
+    if options.representation is not None:
+        kind = _member("representation", options.representation, AnyRepresentation)
+        stages = tuple(
+            s
+            if s.representation is None or isinstance(s.representation, kind)
+            else dataclasses.replace(s, representation=kind())
+            for s in stages
+        )
+    if options.steps is not None:
+        stages = _with_steps(stages, options.steps)
+    given = {
+        name: getattr(options, name) for name in ("prior", "negative", "seed") if getattr(options, name) is not None
+    }
+    request = dataclasses.replace(request, stages=stages, **given)
+    return _with_knobs(request, knobs)
+
+
+def _with_method(stages: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+    method = _member("method", name, AnyGuidance)
+    return tuple(s if isinstance(s.guidance, method) else dataclasses.replace(s, guidance=method()) for s in stages)
+
+
+def _with_steps(stages: tuple[Any, ...], steps: int) -> tuple[Any, ...]:
+    total = sum(stage.steps for stage in stages)
+    if steps < len(stages):
+        raise UsageError(f"--steps must be {len(stages)} or more, one for each stage, not {steps}")
+    shares = [max(1, steps * stage.steps // total) for stage in stages]
+    shares[-1] += steps - sum(shares)
+    return tuple(dataclasses.replace(s, steps=n) for s, n in zip(stages, shares, strict=True))
+
+
+def _with_knobs(request: Request, knobs: list[str]) -> Request:
+    if not knobs:
+        return request
+    return tyro.cli(
+        Request,
+        default=request,
+        args=knobs,
+        prog="studio generate PROMPT",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
+    )
+
+
+def _member(what: str, name: str, union: Any) -> type:
+    known = members(union)
+    by_lower = {key.lower(): value for key, value in known.items()}
+    if name.lower() not in by_lower:
+        raise UsageError(f"No {what} {name!r}; {nearest(name, known)}")
+    return by_lower[name.lower()]
+
+
+def _named_recipe(arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--recipe="):
+            return argument.removeprefix("--recipe=")
+        if argument == "--recipe" and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def _show_knobs(arguments: list[str]) -> int:
+    recipe = _named_recipe(arguments)
+    assert recipe is not None
+    _with_knobs(RECIPES[recipe]("a prompt"), ["--help"])
+    return OK
+
+
+def _follow(events: Any, as_json: bool) -> int:
+    """Show events until they end; the first Ctrl-C asks the run to stop, the second stops it at once."""
+    from studio.console import show, show_json
+    from studio.run import RunError
+
+    asked: list[bool] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        stream: Iterator[Event] = events(lambda: bool(asked))
+        return (show_json if as_json else show)(stream)
+    except RunError as problem:
+        return _complain(str(problem), FAILED)
+    except OSError as problem:
+        return _complain(_in_words(problem), FAILED)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _in_words(problem: OSError) -> str:
+    if isinstance(problem, PermissionError):
+        return f"No right to write {problem.filename}; choose another folder with --out."
+    if problem.errno is None or isinstance(problem, FileExistsError | BlockingIOError):
+        return str(problem)
+    return f"{problem.strerror}: {problem.filename}" if problem.filename else str(problem)
+
+
+def _complain(text: str, status: int) -> int:
+    sys.stderr.write(text + "\n")
+    return status
