@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +12,6 @@ from torch.nn.functional import grid_sample, normalize
 from cuda_ext.triangles import interpolate, rasterize_triangles
 from representations.cameras import Cameras
 from representations.scene import EmptySceneError, Mesh, RenderOutput, Scene
-
-if TYPE_CHECKING:
-    from scipy.spatial import cKDTree
 
 SUPERSAMPLING = 2
 """Samples a pixel a side."""
@@ -90,14 +87,15 @@ class TexturedMesh(Scene):
         return self.texture.flatten(1)[:, texel].T
 
     @cached_property
-    def _facing(self) -> list[tuple["cKDTree", Tensor]]:
+    def _facing(self) -> list[tuple[Any, Tensor]]:
         """For +x, +y, +z, -x, -y, -z: a search tree of texels whose normal leans that way, and their flat indices.
 
         A thin wall keeps its two sides apart because a point only ever searches among texels on its own side.
         """
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
 
-        position, normal, covered = texel_geometry(self.vertices, self.faces, self.uv, self.texture.shape[-2:])
+        _, h, w = self.texture.shape
+        position, normal, covered = texel_geometry(self.vertices, self.faces, self.uv, (h, w))
         index = covered.flatten().nonzero()[:, 0]
         if not len(index):
             raise EmptySceneError(f"{len(self.faces)} faces cover no texel of the texture")
@@ -106,7 +104,7 @@ class TexturedMesh(Scene):
         for direction in torch.cat([torch.eye(3), -torch.eye(3)]).to(lean):
             towards = lean @ direction > 0
             towards = towards if towards.any() else torch.ones_like(towards)
-            tree = cKDTree(place[towards.cpu().numpy()], balanced_tree=False, compact_nodes=False)
+            tree = KDTree(place[towards.cpu().numpy()], balanced_tree=False, compact_nodes=False)
             trees.append((tree, index[towards]))
         return trees
 

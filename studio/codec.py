@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def decode(kind: Any, value: Any, where: str = "request") -> Any:
     return value
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """Words for an unknown name: the closest known one, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, 1)

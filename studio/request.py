@@ -121,7 +121,7 @@ def _check_prompt(request: Request) -> list[Problem]:
 def _check_numbers(request: Request) -> list[Problem]:
     wrong = []
     if not request.stages or request.stages[0].representation is None:
-        wrong.append("the first stage needs a representation to optimise")
+        wrong.append("The first stage needs a representation to optimise")
     for i, stage in enumerate(request.stages):
         missing = stage.guidance.requires - {"text"}
         checks = {
@@ -140,7 +140,7 @@ def _check_numbers(request: Request) -> list[Problem]:
         f"preview_every must be 0 or more, not {request.preview_every}": request.preview_every >= 0,
     }
     wrong += [text for text, holds in checks.items() if not holds]
-    return [Problem("error", text[0].upper() + text[1:] + ".") for text in wrong]
+    return [Problem("error", f"{text}.") for text in wrong]
 
 
 def _check_words(request: Request, known: tuple[str, ...] | None) -> list[Problem]:

@@ -6,6 +6,7 @@ file (glTF defines the base colour texture as sRGB), so nothing is ever converte
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,6 +53,6 @@ def fill_gutter(texture: Float[Tensor, "h w 3"], covered: Tensor) -> Float[Tenso
     """Give every texel that is not ``covered`` [h, w] the colour of the nearest that is."""
     from scipy.ndimage import distance_transform_edt
 
-    place = distance_transform_edt(~covered.cpu().numpy(), return_distances=False, return_indices=True)
-    y, x = torch.from_numpy(place.astype("int64")).to(texture.device)
+    place = np.asarray(distance_transform_edt(~covered.cpu().numpy(), return_distances=False, return_indices=True))
+    y, x = torch.from_numpy(place.astype(np.int64)).to(texture.device)
     return texture[y, x]

@@ -113,7 +113,7 @@ def _decimated(mesh: Mesh, faces: int) -> Mesh:
     if len(mesh.faces) <= faces:
         return mesh
     vertices, triangles = _arrays(mesh)
-    points, kept = fast_simplification.simplify(vertices, triangles, target_count=faces)
+    points, kept = fast_simplification.simplify(vertices, triangles, target_count=faces)[:2]
     reduced = _mesh(points, kept, mesh)
     if not is_watertight(mesh) or is_watertight(reduced):
         return reduced

@@ -94,10 +94,12 @@ def quantised(picture: Tensor) -> np.ndarray:
 
 
 def _as_trimesh(mesh: TexturedMesh):
-    import trimesh
     from PIL import Image
+    from trimesh import Trimesh
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
 
-    material = trimesh.visual.material.PBRMaterial(
+    material = PBRMaterial(
         name="surface",
         baseColorTexture=Image.fromarray(quantised(mesh.texture)),
         metallicFactor=0.0,
@@ -105,11 +107,11 @@ def _as_trimesh(mesh: TexturedMesh):
         doubleSided=False,
     )
     uv = mesh.uv.detach().cpu().double().numpy()
-    return trimesh.Trimesh(
+    return Trimesh(
         mesh.vertices.detach().cpu().numpy(),
         mesh.faces.cpu().numpy(),
         vertex_normals=mesh.normals.detach().cpu().numpy(),
-        visual=trimesh.visual.TextureVisuals(np.stack([uv[:, 0], 1 - uv[:, 1]], -1), material=material),
+        visual=TextureVisuals(np.stack([uv[:, 0], 1 - uv[:, 1]], -1), material=material),
         process=False,
     )
 

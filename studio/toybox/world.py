@@ -98,9 +98,7 @@ def _parts() -> dict[str, tuple[Part, ...]]:
             Part(cylinder((0, -0.35, 0), 0.17, 0.34), "white"),
             Part(both(ellipsoid((0, 0.0, 0), (0.62, 0.48, 0.62)), halfspace((0, -1, 0), 0.03)), FIRST),
         ),
-        "table": (
-            Part(union(box((0, 0.28, 0), (0.65, 0.055, 0.45)), _legs(0.55, 0.36, 0.28, -0.50, 0.055)), FIRST),
-        ),
+        "table": (Part(union(box((0, 0.28, 0), (0.65, 0.055, 0.45)), _legs(0.55, 0.36, 0.28, -0.50, 0.055)), FIRST),),
         "chair": (
             Part(
                 union(

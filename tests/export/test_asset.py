@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from representations.scene import EmptySceneError, Mesh
+from representations.scene import EmptySceneError
 from studio.export.glb import glb_bytes, load_glb, read_settings
 from studio.export.measure import render_to_asset_psnr, silhouette_iou
 from studio.export.validate import VARIABLE, validate_glb
@@ -101,9 +101,6 @@ class Nothing(ToyScene):
 
     def density(self, points: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(points))
-
-    def to_mesh(self, resolution: int) -> Mesh:
-        return super().to_mesh(resolution)
 
 
 def test_an_empty_scene_writes_nothing_and_says_why(tmp_path: Path):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -92,7 +93,7 @@ class Export:
 def export(scene: Scene, folder: Path, **knobs) -> Export:
     """Export at a small size."""
     phases: list[str] = []
-    small = {"faces": 3000, "texture": 256, "grid": 72, "picture": 96, "frames": 4} | knobs
+    small: dict[str, Any] = {"faces": 3000, "texture": 256, "grid": 72, "picture": 96, "frames": 4} | knobs
     steps = export_asset(
         scene,
         folder,

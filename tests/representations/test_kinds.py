@@ -1,0 +1,136 @@
+"""What every kind of representation owes the loop, checked over the union: a new kind is tested by existing."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from representations.cameras import orbit
+from representations.hash_field import FieldScene, HashField
+from representations.kinds import AnyRepresentation
+from representations.scene import EmptySceneError
+from studio.codec import decode, encode, members
+
+SMALL: dict[str, Any] = {"HashField": HashField(levels=(4, 8, 16), occupancy_cells=8)}
+"""Quick knobs of each kind; a kind that is missing here is tested with its defaults."""
+KINDS = [SMALL.get(name, kind()) for name, kind in members(AnyRepresentation).items()]
+CPU = torch.device("cpu")
+
+
+def fresh(knobs: Any):
+    return knobs.build(torch.Generator().manual_seed(0), CPU)
+
+
+def look(size: int = 24, views: int = 2):
+    return orbit([0.0, 70.0][:views], [10.0, 30.0][:views], size, 2.6, 40.0)
+
+
+@pytest.fixture(params=KINDS, ids=lambda k: type(k).__name__)
+def knobs(request: pytest.FixtureRequest):
+    return request.param
+
+
+def test_knobs_are_frozen_and_travel_through_json(knobs: Any):
+    assert dataclasses.is_dataclass(knobs) and decode(type(knobs), encode(knobs)) == knobs
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(knobs, dataclasses.fields(knobs)[0].name, None)
+
+
+def test_renders_have_the_promised_shapes_and_ranges(knobs: Any):
+    out = fresh(knobs).scene().render(look(), torch.rand(2, 3))
+    assert out.rgb.shape == (2, 3, 24, 24) and out.alpha.shape == out.depth.shape == (2, 1, 24, 24)
+    assert out.rgb.min() >= 0 and out.rgb.max() <= 1 + 1e-5 and out.alpha.min() >= 0 and out.alpha.max() <= 1
+
+
+def test_background_shows_where_nothing_is(knobs: Any):
+    background = torch.tensor([[0.2, 0.4, 0.6], [1.0, 0.0, 0.5]])
+    out = fresh(knobs).scene().render(look(), background)
+    clear = out.alpha < 0.02
+    assert clear.any()
+    shown = (out.rgb - background[:, :, None, None]).abs() * clear
+    assert shown.max() < 0.02
+
+
+def test_groups_hold_every_parameter_once_and_all_get_gradients(knobs: Any):
+    representation = fresh(knobs)
+    grouped = [p for group in representation.groups() for p in group.parameters]
+    assert {id(p) for p in grouped} == {id(p) for p in representation.parameters()} and len(grouped) == len(
+        set(map(id, grouped))
+    )
+    out = representation.scene().render(look(), torch.ones(2, 3))
+    (out.rgb.sum() + out.alpha.sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in grouped)
+    assert all(group.rate(0.0) >= group.rate(1.0) > 0 for group in representation.groups())
+
+
+def test_state_survives_saving(knobs: Any):
+    first, second = fresh(knobs), knobs.build(torch.Generator().manual_seed(9), CPU)
+    optimiser = torch.optim.Adam(first.parameters())
+    for step in range(9):
+        first.restructure(step, first.scene().render(look(), torch.ones(2, 3)), optimiser)
+    second.load_state_dict(first.state_dict())
+    a = first.scene().render(look(), torch.ones(2, 3))
+    b = second.scene().render(look(), torch.ones(2, 3))
+    assert torch.equal(a.rgb, b.rgb)
+
+
+def test_a_stage_can_begin_where_another_ended(knobs: Any):
+    before = fresh(knobs).scene().detach()
+    after = knobs.start_from(before, torch.Generator().manual_seed(1), CPU).scene().detach()
+    a, b = before.render(look(), torch.ones(2, 3)), after.render(look(), torch.ones(2, 3))
+    torch.testing.assert_close(a.alpha, b.alpha, atol=0.02, rtol=0)
+
+
+@dataclass(frozen=True)
+class Ball:
+    """A red ball of radius 0.5 to learn."""
+
+    def target(self, cameras, background):
+        _, direction = cameras.rays()
+        origin = cameras.pose[:, None, None, :3, 3]
+        along = -(direction * origin).sum(-1)
+        hit = (origin.square().sum(-1) - along.square() < 0.25).float()[:, None]
+        red = torch.tensor([0.9, 0.1, 0.1]).view(1, 3, 1, 1)
+        return hit * red + (1 - hit) * background[:, :, None, None]
+
+
+def fitted(knobs: Any, steps: int):
+    representation, rng = fresh(knobs), torch.Generator().manual_seed(5)
+    optimiser = torch.optim.Adam([{"params": g.parameters, "lr": g.rate(0)} for g in representation.groups()])
+    for step in range(steps):
+        cameras = orbit(torch.rand(3, generator=rng) * 360, torch.rand(3, generator=rng) * 60, 24, 2.6, 40.0)
+        background = torch.rand(3, 3, generator=rng)
+        out = representation.scene().render(cameras, background)
+        optimiser.zero_grad()
+        (out.rgb - Ball().target(cameras, background)).square().sum().backward()
+        optimiser.step()
+        representation.restructure(step, out, optimiser)
+    return representation
+
+
+def test_learns_a_ball_and_hands_out_its_surface(knobs: Any):
+    scene = fitted(knobs, 60).scene().detach()
+    white = torch.ones(2, 3)
+    error = (scene.render(look(48), white).rgb - Ball().target(look(48), white)).square().mean()
+    assert -10 * error.log10() > 20
+    mesh = scene.to_mesh(32)
+    radius = mesh.vertices.norm(dim=1)
+    assert abs(radius.median() - 0.5) < 0.06 and len(mesh.faces) > 100
+    outward = torch.nn.functional.normalize(mesh.vertices, dim=1)
+    colour = scene.surface_colour(mesh.vertices, outward).median(0).values
+    torch.testing.assert_close(colour, torch.tensor([0.9, 0.1, 0.1]), atol=0.1, rtol=0)
+
+
+def test_an_empty_scene_has_no_mesh_and_says_why(knobs: Any):
+    scene = fresh(knobs).scene().detach()
+    if isinstance(scene, FieldScene):
+        empty = dataclasses.replace(scene, raw=torch.full_like(scene.raw, -20.0))
+        with pytest.raises(EmptySceneError, match=r"\d"):
+            empty.to_mesh(16)
+
+
+def test_field_levels_must_nest():
+    with pytest.raises(ValueError, match="multiple"):
+        HashField(levels=(5, 8)).build(torch.Generator(), CPU)
