@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cuda_ext import reference
+from cuda_ext import reference, triangles
+from cuda_ext.triangles import Raster
 
 Backend = Literal["auto", "reference"]
 
@@ -102,6 +103,26 @@ def composite(
     if not len(density) == len(colour) == len(t) == len(ray) or ray.dtype != torch.long:
         raise ValueError("composite needs one density, colour, distance and int64 ray index a sample")
     return reference.composite(density, colour, t, ray, rays, step)
+
+
+def rasterize_triangles(
+    screen: Float[Tensor, "b v 3"],
+    faces: Int[Tensor, "f 3"],
+    size: tuple[int, int],
+    cull: bool = False,
+    backend: Backend = "auto",
+) -> Raster:
+    """The nearest triangle at every pixel centre; see ``cuda_ext.triangles.rasterize_triangles``."""
+    _check_backend(backend)
+    return triangles.rasterize_triangles(screen, faces, size, cull)
+
+
+def interpolate(
+    attributes: Float[Tensor, "*b v c"], faces: Int[Tensor, "f 3"], raster: Raster, backend: Backend = "auto"
+) -> Float[Tensor, "n h w c"]:
+    """Per-vertex values at every pixel; see ``cuda_ext.triangles.interpolate``."""
+    _check_backend(backend)
+    return triangles.interpolate(attributes, faces, raster)
 
 
 def _check_backend(backend: str) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
-from cuda_ext.triangles import interpolate, rasterize_triangles
+from cuda_ext.ops import interpolate, rasterize_triangles
 from representations.cameras import Cameras
 from representations.scene import EmptySceneError, Mesh, RenderOutput, Scene
 

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def optimize(
         NonFiniteError: ``PATIENCE`` steps in a row had a gradient that is not finite; those steps changed nothing.
     """
     device = prior.alphas_cumprod.device
-    guidance: Guidance[Any] = stage.guidance
+    guidance = cast(Guidance[nn.Module], stage.guidance)  # a method and its own state go together
     guard = Guard(run.optimiser, device)
     while run.step < stage.steps and not stop():
         timing.mark(run.step, device)

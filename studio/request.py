@@ -55,6 +55,8 @@ class Export:
     """Cells a side of the grid that the surface is extracted from."""
     smoothing: int = 4
     """Rounds of Taubin smoothing, which removes the staircase of the grid and keeps the volume."""
+    picture: int = 256
+    """Pixels a side of the turntable and of the pictures that compare the asset with the representation."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def _check_numbers(request: Request) -> list[Problem]:
         f"export.faces must be 12 or more, not {export.faces}": export.faces >= 12,
         f"export.texture must be between 16 and 8192, not {export.texture}": 16 <= export.texture <= 8192,
         f"export.grid must be between 8 and 512, not {export.grid}": 8 <= export.grid <= 512,
+        f"export.picture must be 16 or more, not {export.picture}": export.picture >= 16,
         f"checkpoint_every must be 1 or more, not {request.checkpoint_every}": request.checkpoint_every >= 1,
         f"preview_every must be 0 or more, not {request.preview_every}": request.preview_every >= 0,
     }

@@ -7,7 +7,7 @@ runs/<name>/  request.json  events.jsonl  checkpoints/  previews/  result.glb  r
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def run_request(request: Request, folder: Path, device: str = "auto", stop: Stop = never) -> Iterator[Event]:
+def run_request(request: Request, folder: Path, device: str = "auto", stop: Stop = never) -> Generator[Event, None, None]:
     """Make what ``request`` asks for in a new ``folder``, saying what happens.
 
     Raises:
@@ -84,7 +84,7 @@ def run_request(request: Request, folder: Path, device: str = "auto", stop: Stop
         yield from _recorded(_work(request, home, chosen, stop), home)
 
 
-def resume_run(folder: Path, device: str = "auto", stop: Stop = never) -> Iterator[Event]:
+def resume_run(folder: Path, device: str = "auto", stop: Stop = never) -> Generator[Event, None, None]:
     """Go on with the run in ``folder`` from its newest whole checkpoint.
 
     Raises:
@@ -285,6 +285,7 @@ def _deliver(studio: _Studio, scene: Scene, seconds: dict[str, float]) -> Iterat
         texture=request.export.texture,
         grid=request.export.grid,
         smoothing=request.export.smoothing,
+        picture=request.export.picture,
         settings=encode(request),
         prompt=request.prompt,
         distance=hints["distance"],

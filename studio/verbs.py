@@ -27,7 +27,7 @@ class Generate:
     Every knob of the recipe can be set too, e.g. --stages.0.guidance.scale 20; name a recipe and --help to see them.
     """
 
-    prompt: Annotated[str, tyro.conf.Positional]
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """What to make, e.g. "a red mushroom"."""
     recipe: str = "draft"
     """How to make it: draft, standard or fine."""
@@ -55,7 +55,7 @@ class Generate:
 class Resume:
     """Go on with a run that was stopped or killed."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""

@@ -1,8 +1,8 @@
 """The network of the bundled prior: a small pixel-space U-Net, and a small text encoder trained along with it.
 
-Pixels are rearranged 2x2 into 12 channels at 32x32, a quarter of the convolution work at full size. The prompt enters twice:
-pooled into every residual block, which learns kind and colour within minutes, and through cross-attention at the
-lowest level, which binds two colours to two places.
+Pixels are rearranged 2x2 into 12 channels at 32x32, a quarter of the convolution work at full size. The prompt enters
+twice: pooled into every residual block, which learns kind and colour early, and through cross-attention at the lowest
+level, which binds two colours to two places.
 """
 
 from dataclasses import dataclass

@@ -112,7 +112,6 @@ def test_composite_gradients():
 
 
 def test_wrong_input_is_refused_in_words():
-    grid = torch.zeros(2, 2, 2, 1)
     with pytest.raises(ValueError, match="positive step"):
         ops.march_rays(torch.zeros(1, 3), torch.ones(1, 3), torch.ones(2, 2, 2, dtype=torch.bool), 1.0, 0.0)
     with pytest.raises(ValueError, match="2 vertices"):

@@ -25,13 +25,13 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(tiny_prior: Path) -> Request:
     """Two stages of a few steps at small size; its ball stays a ball."""
     field = HashField(levels=(4, 8, 16), occupancy_cells=8, density_rate=1e-3)
     stage = Stage(field, SDS(scale=2.0, form="clean", clamp=1.0), steps=5, cameras=Orbit(views=2, size=24))
     more = Stage(None, SDS(scale=2.0), steps=4, cameras=Orbit(views=2, size=24))
-    export = Export(faces=200, texture=64, grid=24)
+    export = Export(faces=200, texture=64, grid=24, picture=32)
     return Request(
         "a red cube", (stage, more), prior=str(tiny_prior), export=export, checkpoint_every=2, preview_every=4
     )

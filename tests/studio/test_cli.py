@@ -10,7 +10,7 @@ from studio.cli import BAD_USAGE, FAILED, OK, VERBS, run
 
 SMALL = [
     "--stages.0.cameras.size", "16", "--stages.0.cameras.views", "2", "--export.faces", "100", "--export.texture", "64",
-    "--export.grid", "24", "--steps", "4", "--stages.0.representation.levels", "4", "8", "16",
+    "--export.grid", "24", "--export.picture", "32", "--steps", "4", "--stages.0.representation.levels", "4", "8", "16",
     "--stages.0.representation.density-rate", "0.001",
 ]  # fmt: skip
 
@@ -38,7 +38,7 @@ def test_every_verb_explains_itself(verb, capsys):
         (["generate", "a mug", "--sede", "3"], "seed"),
         (["generate", "a mug", "--steps", "0"], "--steps must be 1 or more"),
         (["generate", " "], "empty"),
-        (["generate"], "prompt"),
+        (["generate"], "PROMPT"),
         (["generate", "a mug", "--prior", "/nowhere"], "no prior '/nowhere'"),
     ],
 )
