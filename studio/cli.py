@@ -70,7 +70,8 @@ def _help() -> str:
     return (
         "usage: studio VERB [options]\n\n"
         "Dreamkiln: a prompt goes in, score distillation makes a textured GLB.\n\n"
-        f"verbs:\n{verbs}\n\nexamples:\n{EXAMPLES}\n\n`studio VERB --help` explains a verb. --version prints the version."
+        f"verbs:\n{verbs}\n\nexamples:\n{EXAMPLES}\n\n"
+        "`studio VERB --help` explains a verb. --version prints the version."
     )
 
 

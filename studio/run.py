@@ -70,7 +70,9 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def run_request(request: Request, folder: Path, device: str = "auto", stop: Stop = never) -> Generator[Event, None, None]:
+def run_request(
+    request: Request, folder: Path, device: str = "auto", stop: Stop = never
+) -> Generator[Event, None, None]:
     """Make what ``request`` asks for in a new ``folder``, saying what happens.
 
     Raises:

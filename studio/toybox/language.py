@@ -2,6 +2,7 @@
 
 import string
 from collections import Counter
+from itertools import pairwise
 
 from studio.toybox.world import COLOURS, KINDS, SECOND_WORD, SYNONYMS, TRIM, VIEW_WORDS
 
@@ -42,7 +43,7 @@ def _learn_merges(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
     merges: list[str] = []
     learnt: list[str] = []
     while any(len(symbols) > 1 for symbols in spelled):
-        pairs = Counter(pair for symbols in spelled for pair in zip(symbols, symbols[1:], strict=False))
+        pairs = Counter(pair for symbols in spelled for pair in pairwise(symbols))
         left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(f"{left} {right}")
         if left + right not in learnt:

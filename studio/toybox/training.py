@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ LOWEST, HIGHEST = math.radians(-20), math.radians(75)
 class TrainPrior:
     """How the bundled prior is trained; the defaults made the one in ``assets``."""
 
-    images: int = 160_000
+    images: int = 120_000
     """Training images to see in all."""
     batch: int = 16
     """Images a step. Small batches learn most per image while the budget is a laptop's."""
@@ -83,12 +84,15 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from: pictures [b, 3, h, w] in [-1, 1], captions, poses [b, 4, 4], backgrounds [b, 3]."""
+    """What a step learns from."""
 
-    pictures: Tensor
+    pictures: Float[Tensor, "b 3 h w"]
+    """sRGB in [-1, 1]."""
     captions: list[str]
-    poses: Tensor
-    backgrounds: Tensor
+    poses: Float[Tensor, "b 4 4"]
+    """Camera-to-world, OpenGL axes."""
+    backgrounds: Float[Tensor, "b 3"]
+    """sRGB in [0, 1]."""
 
 
 class Trainee:
@@ -96,7 +100,8 @@ class Trainee:
 
     def __init__(self, settings: TrainPrior, device: torch.device):
         torch.manual_seed(settings.seed)
-        self.unet = settings.network.unet().to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.unet = settings.network.unet().to(device)
+        self.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.text_encoder = settings.network.text_encoder().to(device)  # pyright: ignore[reportArgumentType]
         self.tokenizer = tokenizer()
         self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
@@ -121,8 +126,8 @@ class Trainee:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
 
-    def embed(self, captions: list[str]) -> Tensor:
-        """Hidden states [b, tokens, width] of captions."""
+    def embed(self, captions: list[str]) -> Float[Tensor, "b t d"]:
+        """Hidden states of captions."""
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.text_encoder(ids.to(self.average[0].device)).last_hidden_state
 
@@ -152,7 +157,7 @@ def train(settings: TrainPrior, folder: Path, device: torch.device, every: int =
             checkpoints.save(trainee.step, trainee.state())
 
 
-def _learn(trainee: Trainee, settings: TrainPrior, levels: Tensor) -> Tensor:
+def _learn(trainee: Trainee, settings: TrainPrior, levels: Float[Tensor, " t"]) -> Float[Tensor, ""]:
     """One step of v-prediction (Salimans and Ho, arXiv 2202.00512); returns the loss."""
     device = levels.device
     rng = random.Random(f"{settings.seed} {trainee.step}")
@@ -213,7 +218,7 @@ def _layers(kind: str, azimuth: float, elevation: float) -> Layers:
     return Layers(traced.shade.half(), traced.alpha.half(), traced.paints)
 
 
-def _background(rng: random.Random) -> Tensor:
+def _background(rng: random.Random) -> Float[Tensor, " 3"]:
     """White or grey most of the time, any grey or colour now and then."""
     choice = rng.random()
     if choice < 0.35:

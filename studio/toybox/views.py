@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from studio.toybox.world import PARTS, Toy, distances
@@ -25,25 +26,24 @@ _MARCH_STEPS = 48
 
 @dataclass(frozen=True)
 class Layers:
-    """A traced view before it is painted.
+    """A traced view before it is painted."""
 
-    ``shade`` [paints, h, w] holds coverage times shading of each paint in [0, 1], ``alpha`` [h, w] the coverage, and
-    ``paints`` the names, in the order of ``shade``.
-    """
-
-    shade: Tensor
-    alpha: Tensor
+    shade: Float[Tensor, "paints h w"]
+    """Coverage times shading of each paint, in [0, 1]."""
+    alpha: Float[Tensor, "h w"]
+    """Coverage by the object, in [0, 1]."""
     paints: tuple[str, ...]
+    """Names of the paints, in the order of ``shade``."""
 
-    def painted(self, toy: Toy, background: Tensor) -> Tensor:
-        """The picture [3, h, w] of ``toy`` over ``background`` [3], sRGB in [0, 1]."""
+    def painted(self, toy: Toy, background: Float[Tensor, " 3"]) -> Float[Tensor, "3 h w"]:
+        """The picture of ``toy`` over ``background``, sRGB in [0, 1]."""
         colours = torch.tensor([toy.paint(name) for name in self.paints], device=self.shade.device)
         object_ = torch.einsum("phw,pc->chw", self.shade.float(), colours)
         return object_ + (1 - self.alpha.float()) * background[:, None, None]
 
 
-def look_from(azimuth: float, elevation: float, distance: float = DISTANCE) -> Tensor:
-    """Camera-to-world pose [4, 4] (OpenGL axes) that looks at the origin; azimuth 0 faces the front (+z)."""
+def look_from(azimuth: float, elevation: float, distance: float = DISTANCE) -> Float[Tensor, "4 4"]:
+    """Camera-to-world pose (OpenGL axes) that looks at the origin; azimuth 0 faces the front (+z)."""
     ca, sa, ce, se = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
     pose = torch.eye(4)
     pose[:3, 0] = torch.tensor([ca, 0.0, -sa])
@@ -53,12 +53,12 @@ def look_from(azimuth: float, elevation: float, distance: float = DISTANCE) -> T
     return pose
 
 
-def trace(kind: str, pose: Tensor, size: int, supersampling: int = 2) -> Layers:
+def trace(kind: str, pose: Float[Tensor, "4 4"], size: int, supersampling: int = 2) -> Layers:
     """Trace one view of a kind.
 
     Args:
         kind: one of ``world.KINDS``.
-        pose: camera-to-world [4, 4].
+        pose: camera-to-world.
         size: pixels a side of the result.
         supersampling: rays a pixel a side.
     """

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from studio.toybox.shapes import (
@@ -188,8 +189,8 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def distances(kind: str, points: Tensor) -> Tensor:
-    """Signed distance of every part: points [n, 3] to [parts, n]."""
+def distances(kind: str, points: Float[Tensor, "n 3"]) -> Float[Tensor, "parts n"]:
+    """Signed distance of every part at each point."""
     return torch.stack([part.distance(points) for part in PARTS[kind]])
 
 
