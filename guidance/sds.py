@@ -26,6 +26,9 @@ class SDS:
 
     scale: float = 101.0
     """Classifier-free guidance weight: 101 for Stable Diffusion, 21 for pixel priors, 50 for MVDream."""
+    final_scale: float | None = None
+    """Guidance weight at the end of the run, reached in a straight line; none: the weight stays. A high weight decides
+    what the thing is, a low one gives it true colours."""
     form: Literal["noise", "clean"] = "noise"
     """Compare the predicted noise with the drawn one, or the predicted clean latent with the render."""
     weighting: Weighting = "sds"
@@ -64,18 +67,21 @@ class SDS:
         """The update direction for ``latents``, clamped, masked and clipped as the knobs say."""
         noisy = add_noise(prior, latents, draw.noise, draw.timesteps)
         conditional, null = predict_branches(prior, noisy, draw.timesteps, condition)
+        scale = self.scale if self.final_scale is None else Schedule(self.scale, self.final_scale)(progress)
         if self.form == "clean":
-            gradient = latents - self._target(prior, noisy, conditional, null, draw)
+            gradient = latents - self._target(prior, noisy, conditional, null, draw, scale)
         else:
             w = weight(prior, draw.timesteps, self.weighting, latents)
-            gradient = w * (combine(conditional, null, self.scale) - draw.noise)
+            gradient = w * (combine(conditional, null, scale) - draw.noise)
         if self.score_clamp is not None:
             gradient = clamped(gradient, self.score_clamp(progress))
         gradient = masked(gradient, condition.mask)
         return gradient if self.max_norm is None else clip_norm(gradient, self.max_norm, self.group)
 
-    def _target(self, prior: Prior, noisy: Tensor, conditional: Tensor, null: Tensor, draw: Draw) -> Tensor:
-        guided = clean_estimate(prior, noisy, combine(conditional, null, self.scale), draw.timesteps)
+    def _target(
+        self, prior: Prior, noisy: Tensor, conditional: Tensor, null: Tensor, draw: Draw, scale: float
+    ) -> Tensor:
+        guided = clean_estimate(prior, noisy, combine(conditional, null, scale), draw.timesteps)
         plain = clean_estimate(prior, noisy, conditional, draw.timesteps)
         target = rescaled(guided, plain, self.rescale, self.group)
         return target if self.clamp is None else clamped(target, self.clamp)

@@ -14,7 +14,8 @@ from studio.cameras import Orbit
 from studio.request import Export, Request, Stage
 
 _PIXEL_SDS = SDS(
-    scale=10.0,
+    scale=7.5,
+    final_scale=2.0,
     form="clean",
     clamp=1.0,
     t_min=Schedule(0.5, 0.05, until=0.9),
@@ -40,9 +41,7 @@ def standard(prompt: str) -> Request:
 def fine(prompt: str) -> Request:
     """Patience for detail: a coarse stage, then a field of 128 cells that begins where it ended."""
     coarse = Stage(HashField(), _PIXEL_SDS, steps=800)
-    refined = SDS(
-        scale=10.0, form="clean", clamp=1.0, t_min=Schedule(0.2, 0.02), t_max=Schedule(0.6, 0.25), shared_t=False
-    )
+    refined = SDS(scale=2.5, form="clean", clamp=1.0, t_min=Schedule(0.2, 0.02), t_max=Schedule(0.6, 0.25))
     detail = Stage(HashField(levels=(16, 32, 64, 128)), refined, steps=800, cameras=Orbit(size=128))
     return Request(prompt, stages=(coarse, detail), export=Export(faces=50_000, texture=2048, grid=192))
 

@@ -76,12 +76,7 @@ class Measured:
 
 
 def release(
-    trainee: Trainee,
-    settings: TrainPrior,
-    folder: Path,
-    history: History | None = None,
-    note: str = "",
-    shown: tuple[str, ...] = SHOWN,
+    trainee: Trainee, settings: TrainPrior, folder: Path, history: History | None = None, note: str = ""
 ) -> Measured:
     """Write the prior as a folder that ``DiffusersPrior`` loads, with its card and pictures.
 
@@ -94,7 +89,6 @@ def release(
         folder: where to; a prior that is there is replaced whole.
         history: how the training went, for the card.
         note: a sentence for the card.
-        shown: prompts on the card's picture.
 
     Raises:
         OSError: the folder cannot be written.
@@ -104,7 +98,7 @@ def release(
     measured = Measured(trainee.step, trainee.step * settings.batch, held_out_loss(averaged, settings), **went)
     with tempfile.TemporaryDirectory() as temporary:
         _save(averaged, settings, Path(temporary) / "prior")
-        picture = samples_picture(DiffusersPrior.load(Path(temporary) / "prior", "cpu"), shown)
+        picture = samples_picture(DiffusersPrior.load(Path(temporary) / "prior", "cpu"))
     _save(averaged, settings, folder)
     said = {"settings": dataclasses.asdict(settings), "measured": dataclasses.asdict(measured)}
     write_atomically(folder / "samples.png", picture)
@@ -175,18 +169,19 @@ def held_out_loss(trainee: Trainee, settings: TrainPrior, count: int = 96) -> di
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
-def samples_picture(prior: DiffusersPrior, shown: tuple[str, ...] = SHOWN) -> bytes:
-    """A PNG of what the prior draws of each prompt, from six sides."""
+def samples_picture(prior: DiffusersPrior) -> bytes:
+    """A PNG of what the prior draws of each prompt in ``SHOWN``, from six sides."""
     from studio.export.pictures import Row, contact_sheet
 
-    return contact_sheet("toybox-64: samples of the prior", [Row(p, sampled(prior, p)) for p in shown], 96)
+    return contact_sheet("toybox-64: samples of the prior", [Row(p, sampled(prior, p)) for p in SHOWN], 96)
 
 
 def sampled(prior: DiffusersPrior, prompt: str) -> Float[Tensor, "b 3 h w"]:
     """What the prior draws of a prompt from six sides, 20 degrees above the horizon, over white."""
-    size, count = prior.resolution, len(_AZIMUTHS)
+    size, count, device = prior.resolution, len(_AZIMUTHS), prior.alphas_cumprod.device
     cameras = orbit(_AZIMUTHS, (_ELEVATION,) * count, size, prior.hints["distance"], prior.hints["field_of_view"])
-    views = Views(torch.zeros(count, 3, size, size), cameras.pose, torch.ones(count, 3))
+    blank = torch.zeros(count, 3, size, size, device=device)
+    views = Views(blank, cameras.pose.to(device), torch.ones(count, 3, device=device))
     condition = Prompts.embed(prior, prompt, view_dependent="off").condition(views)
     return sample(prior, condition, steps=25, scale=4.0, seed=0)
 

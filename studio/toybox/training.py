@@ -100,7 +100,7 @@ class Trainee:
 
     def __init__(self, settings: TrainPrior, device: torch.device):
         torch.manual_seed(settings.seed)
-        self.unet = settings.network.unet().to(device)
+        self.unet = settings.network.unet().to(device)  # pyright: ignore[reportArgumentType]
         self.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.text_encoder = settings.network.text_encoder().to(device)  # pyright: ignore[reportArgumentType]
         self.tokenizer = tokenizer()
@@ -114,7 +114,7 @@ class Trainee:
         return {
             "weights": [p.detach() for p in self.parameters],
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": _in_memory_order(self.optimiser.state_dict()),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -124,12 +124,28 @@ class Trainee:
         for mine, saved in zip(self.average, state["average"], strict=True):
             mine.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
+        for parameter, moments in self.optimiser.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = moments[name].as_strided(parameter.shape, parameter.stride())
         self.step = state["step"]
 
     def embed(self, captions: list[str]) -> Float[Tensor, "b t d"]:
         """Hidden states of captions."""
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.text_encoder(ids.to(self.average[0].device)).last_hidden_state
+
+
+def _in_memory_order(optimiser: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state whose moments are written as they lie in memory, which is where they must lie again.
+
+    The fused step pairs a parameter with its moments by their place in memory and never looks at strides. Files keep
+    no strides, so moments of channels-last weights would come back in another order than their weights.
+    """
+    moments = {
+        i: {name: value.as_strided(value.shape, torch.empty(value.shape).stride()) for name, value in of_one.items()}
+        for i, of_one in optimiser["state"].items()
+    }
+    return {**optimiser, "state": moments}
 
 
 def train(settings: TrainPrior, folder: Path, device: torch.device, every: int = 100) -> Iterator[TrainingProgress]:

@@ -64,6 +64,7 @@ KNOBS = [
     SDS(weighting="fantasia3d"),
     SDS(weighting="snr_sqrt", score_clamp=Schedule(0.5, 2.0)),
     SDS(max_norm=1.5),
+    SDS(scale=9.0, final_scale=3.0),
     SDS(form="clean", score_clamp=Schedule(2.0), max_norm=0.1),
 ]
 
@@ -198,3 +199,11 @@ def test_bounds_follow_the_run():
 
 def test_a_critic_there_is_none():
     assert SDS().train_critic(Stateless(), PRIOR, some_views(), some_condition(), torch.Generator()) == {}
+
+
+def test_the_scale_can_fall_over_the_run(case):
+    latents, condition, draw = case
+    falling = SDS(scale=9.0, final_scale=3.0)
+    for progress, scale in ((0.0, 9.0), (0.5, 6.0), (1.0, 3.0)):
+        expected = SDS(scale=scale).gradient(Stateless(), PRIOR, latents, condition, draw, 0.0)
+        torch.testing.assert_close(falling.gradient(Stateless(), PRIOR, latents, condition, draw, progress), expected)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from representations.cameras import look_at_origin
-from studio.toybox.language import MAX_TOKENS, WORDS
+from studio.toybox import views
+from studio.toybox.language import MAX_TOKENS, WORDS, tokenizer_files
 from studio.toybox.model import tokenizer
 from studio.toybox.training import HIGHEST, LOWEST, camera_angles
 from studio.toybox.views import REACH, look_from, trace
@@ -20,11 +21,17 @@ def test_there_is_what_was_promised():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_toy_lies_inside_its_ball_and_in_every_picture(kind):
-    shell = torch.nn.functional.normalize(torch.randn(4000, 3), dim=1) * REACH
-    assert distances(kind, shell).amin() > 0
-    for azimuth, elevation in ((0.0, LOWEST), (0.8, 0.3), (2.5, HIGHEST)):
-        alpha = trace(kind, look_from(azimuth, elevation), 32).alpha
+def test_a_toy_lies_inside_its_ball(kind):
+    direction = torch.nn.functional.normalize(torch.randn(4000, 3), dim=1)
+    for radius in (REACH, 1.1, 1.5, 2.6):
+        assert distances(kind, direction * radius).amin() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_camera_sees_the_toy_whole(kind):
+    lattice = [camera_angles(KINDS.index(kind), view, 10) for view in range(10)]
+    for azimuth, elevation in ((0.0, LOWEST), (math.pi / 2, LOWEST), (2.5, HIGHEST), *lattice):
+        alpha = trace(kind, look_from(azimuth, elevation), 24, supersampling=1).alpha
         border = torch.cat([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
         assert border.max() == 0 and alpha.mean() > 0.03
 
@@ -39,10 +46,30 @@ def test_captions_fit_and_are_known_words(kind):
             assert len(words(text).input_ids) <= MAX_TOKENS
 
 
-def test_every_word_is_one_token_and_strangers_are_letters():
+def test_every_word_is_one_token():
     words = tokenizer()
+    assert len(set(WORDS)) == len(WORDS)
     assert all(len(words(word).input_ids) == 3 for word in WORDS)
-    assert len(words("zebra").input_ids) > 3
+    assert len({words(word).input_ids[1] for word in WORDS}) == len(WORDS)
+
+
+@pytest.mark.parametrize("text", ["zebra", "Zebra!", "", "a red\nmug", "naïve 猫 🚀", "x" * 500])
+def test_strangers_fall_apart_and_do_not_crash(text):
+    words = tokenizer()
+    ids = words(text, padding="max_length", truncation=True).input_ids
+    assert len(ids) == MAX_TOKENS and max(ids) < len(words)
+
+
+def test_tokenizer_files_round_trip(tmp_path):
+    from transformers import CLIPTokenizer
+
+    words = tokenizer()
+    words.save_pretrained(tmp_path)
+    loaded = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    vocabulary, _ = tokenizer_files()
+    assert loaded.get_vocab() == words.get_vocab() == vocabulary
+    for text in (*WORDS, "a zebra", "a white house with a red roof, side view"):
+        assert loaded(text).input_ids == words(text).input_ids
 
 
 def test_articles():
@@ -55,6 +82,27 @@ def test_layers_are_parts_of_a_picture():
     layers = trace("house", look_from(0.7, 0.3), 32)
     assert layers.alpha.min() >= 0 and layers.alpha.max() <= 1
     assert (layers.shade.sum(0) <= layers.alpha + 1e-6).all() and layers.shade.min() >= 0
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_pixel_is_its_colour_in_some_light(colour):
+    picture = trace("sphere", look_from(0.4, 0.3), 16).painted(Toy("sphere", colour), torch.ones(3))
+    light = picture[:, 8, 8] / torch.tensor(COLOURS[colour])
+    assert light.max() - light.min() < 1e-4 and 0.4 < light.mean() < 1
+
+
+@pytest.mark.parametrize("toy", [Toy("rocket", "green", "yellow"), Toy("rocket", "blue"), Toy("snowman", "red")])
+def test_painted_layers_are_a_direct_trace(toy):
+    pose, background = look_from(0.6, 0.2), torch.tensor([0.2, 0.5, 0.9])
+    # Traced by hand: each ray shows the colour of the nearest part, shaded, or the background.
+    origin, direction = views._rays(pose, 32)
+    picture = background.repeat(len(direction), 1)
+    ray, point = views._march(toy.kind, origin, direction)
+    colours = torch.tensor([toy.paint(part.paint) for part in toy.parts])
+    light = views._shading(views._normals(toy.kind, point), direction[ray])
+    picture[ray] = colours[distances(toy.kind, point).argmin(0)] * light[:, None]
+    painted = trace(toy.kind, pose, 32, supersampling=1).painted(toy, background)
+    torch.testing.assert_close(painted, picture.T.reshape(3, 32, 32))
 
 
 def test_paint_goes_where_it_belongs():
