@@ -15,11 +15,12 @@ BIN := .venv/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean distclean
+.PHONY: help install demo gallery test lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [PROMPT=\"...\"]   a first object: sets up .venv, writes a GLB under runs/"
+	@echo "make gallery               the ten prompts of assets/prompts, one sheet of results in runs/gallery"
 	@echo "make install               .venv with everything for development"
 	@echo "make test                  formatting, imports, types and tests"
 	@echo "make lint                  the same without the tests"
@@ -51,6 +52,10 @@ unexport PROMPT
 demo: export DREAMKILN_PROMPT := $(value PROMPT)
 demo: .venv/runtime.stamp
 	@$(BIN)/studio generate "$$DREAMKILN_PROMPT"
+
+# The fixed list of prompts, one after the other, and a sheet of what came out; about half an hour on two cores.
+gallery: .venv/runtime.stamp
+	$(BIN)/python -m studio.gallery draft
 
 # Checks ---------------------------------------------------------------------------------------------------------------
 

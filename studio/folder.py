@@ -103,10 +103,14 @@ def _plain_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def slug(prompt: str) -> str:
+    """A prompt as a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "run"
+
+
 def free_name(runs: Path, prompt: str) -> Path:
     """A folder for a prompt that does not exist yet: runs/a-red-mushroom, runs/a-red-mushroom-2, ..."""
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "run"
-    path, number = runs / slug, 2
+    path, number = runs / slug(prompt), 2
     while path.exists():
-        path, number = runs / f"{slug}-{number}", number + 1
+        path, number = runs / f"{slug(prompt)}-{number}", number + 1
     return path

@@ -71,8 +71,8 @@ class Request:
     """What it should not look like."""
     prior: str = BUNDLED_PRIOR
     """Name of the bundled prior, or the folder of any other in diffusers' layout."""
-    view_prompts: ViewDependence = "off"
-    """How prompts name the direction of view; a camera-conditioned prior needs none of it."""
+    view_prompts: ViewDependence | None = None
+    """How prompts name the direction of view; none: bucketed, unless the prior is told where the camera stands."""
     seed: int = 0
     """Seed of everything that is drawn."""
     export: Export = field(default=Export())

@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from studio.checkpoints import Checkpoints, write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
@@ -282,12 +282,14 @@ def history(work: Path) -> History:
 
 
 def _show(reports: Iterator[Report], options: TrainPriorOptions, console: Console) -> None:
-    columns = (TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"))
+    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting", total=options.settings.steps, visible=not options.release_only)
+        task = progress.add_task("starting", total=None, visible=not options.release_only)
         for report in reports:
             if isinstance(report, TrainingProgress):
-                progress.update(task, completed=report.step, description=_pace(report, options.settings))
+                progress.update(
+                    task, completed=report.step, total=report.steps, description=_pace(report, options.settings)
+                )
             else:
                 progress.console.print(_in_words(report, options.settings), markup=False)
 

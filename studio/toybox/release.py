@@ -45,6 +45,7 @@ SHOWN = (
 )
 """Prompts on the card's picture."""
 _AZIMUTHS, _ELEVATION = tuple(range(0, 360, 60)), 20.0
+_STEPS, _SCALE = 25, 4.0
 _LEVELS = {"low": (0.0, 0.3), "middle": (0.3, 0.7), "high": (0.7, 1.0)}
 
 
@@ -183,7 +184,7 @@ def sampled(prior: DiffusersPrior, prompt: str) -> Float[Tensor, "b 3 h w"]:
     blank = torch.zeros(count, 3, size, size, device=device)
     views = Views(blank, cameras.pose.to(device), torch.ones(count, 3, device=device))
     condition = Prompts.embed(prior, prompt, view_dependent="off").condition(views)
-    return sample(prior, condition, steps=25, scale=4.0, seed=0)
+    return sample(prior, condition, steps=_STEPS, scale=_SCALE, seed=0)
 
 
 # Words ----------------------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ the prior that Dreamkiln ships with. Apache-2.0; weights, data and code are Drea
 ![Samples](samples.png)
 
 Each row is one prompt, from the front and then around in steps of 60 degrees, {_ELEVATION:.0f} degrees above the
-horizon: deterministic sampling in 25 steps with a guidance scale of 4. Nothing was picked by hand.
+horizon: deterministic sampling in {_STEPS} steps with a guidance scale of {_SCALE:.0f}. Nothing was picked by hand.
 
 | | |
 |---|---|

@@ -10,7 +10,7 @@ from guidance.diffusers_prior import DiffusersPrior
 from guidance.prior_folder import read_hints
 from studio.checkpoints import Checkpoints
 from studio.cli import BAD_USAGE, FAILED, OK
-from studio.toybox import command
+from studio.toybox import command, training
 from studio.toybox import release as release_module
 from studio.toybox.command import _RELEASED, Refused, TrainPriorOptions, history, keep_settings, main, train_prior
 from studio.toybox.model import Network, noise_schedule
@@ -22,6 +22,18 @@ TINY = TrainPrior(
     images=12, batch=2, views_per_kind=2, checkpoint_every=3, network=Network(channels=(16, 16), text_layers=1)
 )
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pictures():
+    """A quarter of the pixels: the network does not mind, and the tracer has less to do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "RESOLUTION", 32)
+        patch.setattr(release_module, "SHOWN", ("a red cube",))
+        patch.setattr(release_module, "_STEPS", 3)
+        training._layers.cache_clear()
+        yield
+    training._layers.cache_clear()
 
 
 def weights(folder):
@@ -66,8 +78,7 @@ def test_cameras_of_the_held_out_views_are_new():
 
 
 @pytest.fixture
-def options(tmp_path, monkeypatch):
-    monkeypatch.setattr(release_module, "SHOWN", ("a red cube",))
+def options(tmp_path):
     return TrainPriorOptions(settings=TINY, work=tmp_path / "work", out=tmp_path / "prior", device="cpu", note="Hm.")
 
 
@@ -156,8 +167,7 @@ def test_history_bears_a_line_cut_short(tmp_path):
 # What ships -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_released_is_the_average(tmp_path, monkeypatch):
-    monkeypatch.setattr(release_module, "SHOWN", ("a red cube",))
+def test_what_is_released_is_the_average(tmp_path):
     trainee = Trainee(TINY, CPU)
     for average in trainee.average:
         average.add_(0.05 * torch.randn_like(average))  # far from the weights

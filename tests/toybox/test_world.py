@@ -11,7 +11,7 @@ from studio.toybox import views
 from studio.toybox.language import MAX_TOKENS, WORDS, tokenizer_files
 from studio.toybox.model import tokenizer
 from studio.toybox.training import HIGHEST, LOWEST, camera_angles
-from studio.toybox.views import REACH, look_from, trace
+from studio.toybox.views import FIELD_OF_VIEW, REACH, look_from, trace
 from studio.toybox.world import COLOURS, KINDS, SECOND_WORD, Toy, distances, phrase, random_toy, view_word
 
 
@@ -28,12 +28,21 @@ def test_a_toy_lies_inside_its_ball(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_camera_sees_the_toy_whole(kind):
-    lattice = [camera_angles(KINDS.index(kind), view, 10) for view in range(10)]
-    for azimuth, elevation in ((0.0, LOWEST), (math.pi / 2, LOWEST), (2.5, HIGHEST), *lattice):
-        alpha = trace(kind, look_from(azimuth, elevation), 24, supersampling=1).alpha
-        border = torch.cat([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
-        assert border.max() == 0 and alpha.mean() > 0.03
+def test_no_camera_cuts_the_toy_at_the_border(kind):
+    axis = torch.linspace(-REACH, REACH, 61)
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).view(-1, 3)
+    inside = grid[distances(kind, grid).amin(0) <= 0]
+    angles = [camera_angles(KINDS.index(kind), view, 96) for view in range(96)]
+    edge = math.tan(math.radians(FIELD_OF_VIEW / 2))
+    for pose in [look_from(*a) for a in (*angles, (0.0, LOWEST), (math.pi / 2, LOWEST), (0.8, HIGHEST))]:
+        x, y, z = ((inside - pose[:3, 3]) @ pose[:3, :3]).unbind(1)
+        assert torch.maximum(x.abs(), y.abs()).div(-z * edge).max() < 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_side_of_a_toy_is_seen(kind):
+    for azimuth, elevation in ((0.0, LOWEST), (math.pi / 2, 0.3), (2.5, HIGHEST)):
+        assert trace(kind, look_from(azimuth, elevation), 16, supersampling=1).alpha.mean() > 0.03
 
 
 @pytest.mark.parametrize("kind", KINDS)

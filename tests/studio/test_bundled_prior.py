@@ -1,0 +1,52 @@
+"""The prior in the box: whole, small, and knowing its colours."""
+
+import pytest
+import torch
+
+from guidance.conditioning import Prompts
+from guidance.diffusers_prior import DiffusersPrior
+from studio.folder import free_name, slug
+from studio.paths import assets_folder, bundled_prior
+from studio.recipes import draft
+from studio.request import check
+from studio.toybox.language import WORDS
+from studio.toybox.release import sampled
+from studio.toybox.world import COLOURS
+
+
+@pytest.fixture(scope="module")
+def prior() -> DiffusersPrior:
+    return DiffusersPrior.load(bundled_prior(), "cpu")
+
+
+def test_it_is_small_and_describes_itself():
+    folder = bundled_prior()
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 25 * 2**20
+    assert {"README.md", "samples.png", "dreamkiln.json", "training.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_it_knows_its_words(prior):
+    assert prior.hints["words"] == WORDS
+    prompts = (assets_folder() / "prompts" / "ten.txt").read_text().splitlines()
+    assert len(prompts) == 10
+    for prompt in prompts:
+        assert check(draft(prompt)) == [] and prior.count_tokens(prompt) <= prior.most_tokens
+
+
+@pytest.mark.parametrize("colour", ["red", "blue", "yellow"])
+def test_samples_have_the_colour_asked_for(prior, colour):
+    picture = sampled(prior, f"a {colour} cube").mean(0)[:, 24:40, 24:40].mean((1, 2))
+    wanted = torch.tensor(COLOURS[colour])
+    others = [torch.tensor(COLOURS[c]) for c in ("red", "green", "blue", "yellow", "white") if c != colour]
+    assert all((picture - wanted).norm() < (picture - other).norm() for other in others)
+
+
+def test_text_and_camera_matter(prior):
+    prompts = [Prompts.embed(prior, p, view_dependent="off").text for p in ("a red cube", "a green tree")]
+    assert (prompts[0] - prompts[1]).abs().max() > 0.1
+
+
+def test_names_of_runs(tmp_path):
+    assert slug("A red, red Mushroom!") == "a-red-red-mushroom" and slug("..") == "run"
+    (tmp_path / "a-mug").mkdir()
+    assert free_name(tmp_path, "a mug").name == "a-mug-2"
