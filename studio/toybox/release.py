@@ -217,9 +217,9 @@ Kinds: {", ".join(KINDS)}. Colours: {", ".join(COLOURS)}. Cameras look at the or
 of view of {FIELD_OF_VIEW:.0f} degrees, between {math.degrees(LOWEST):.0f} and {math.degrees(HIGHEST):.0f} degrees of
 elevation.
 
-The held-out error is that of the averaged weights on freshly drawn objects from cameras that training did not use, in
-thirds of the noise schedule. Kinds and colours are the same as in training, so it measures new views and new
-combinations, not new objects.
+The held-out error is that of the averaged weights on freshly drawn objects from cameras that training did not use, over
+the first 30 %, the middle 40 % and the last 30 % of the noise schedule. Kinds and colours are the same as in training,
+so it measures new views and new combinations, not new objects.
 
 Limits: it knows these objects, each in one shape, and nothing else; other words are spelled out and mean nothing to
 it. Shading is part of its pictures. It was trained for little: the pictures above show what it draws well and what it

@@ -12,10 +12,20 @@ from studio.checkpoints import Checkpoints
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.toybox import command, training
 from studio.toybox import release as release_module
-from studio.toybox.command import _RELEASED, Refused, TrainPriorOptions, history, keep_settings, main, train_prior
+from studio.toybox.command import (
+    _RELEASED,
+    Refused,
+    Resumed,
+    TrainPriorOptions,
+    history,
+    keep_settings,
+    main,
+    train_prior,
+)
+from studio.toybox.language import WORDS
 from studio.toybox.model import Network, noise_schedule
 from studio.toybox.release import History
-from studio.toybox.training import Trainee, TrainPrior, _learn, camera_angles, train
+from studio.toybox.training import Trainee, TrainingProgress, TrainPrior, _learn, camera_angles, train
 from studio.toybox.views import look_from
 
 TINY = TrainPrior(
@@ -95,12 +105,13 @@ def test_the_command_trains_releases_and_refuses_other_settings(options, capsys)
     out = options.out
     assert {p.name for p in out.iterdir()} == _RELEASED
     assert sum(p.stat().st_size for p in out.rglob("*")) < 25e6
-    card, training = (out / "README.md").read_text(), json.loads((out / "training.json").read_text())
+    card, noted = (out / "README.md").read_text(), json.loads((out / "training.json").read_text())
     assert "Hm." in card and "not recorded" not in card and "license: apache-2.0" in card
-    measured = training["measured"]
+    measured = noted["measured"]
     assert (measured["steps"], measured["images"], measured["device"]) == (6, 12, "cpu")
-    assert set(measured["held_out"]) == {"low", "middle", "high"} and training["settings"]["seed"] == 0
-    assert "a zebra" not in read_hints(out)["words"] and read_hints(out)["elevations"] == (-20.0, 75.0)
+    assert set(measured["held_out"]) == {"low", "middle", "high"} and noted["settings"]["seed"] == 0
+    hints = read_hints(out)
+    assert (hints["words"], hints["elevations"], hints["pixel_shuffle"]) == (WORDS, (-20.0, 75.0), 2)
     assert main(with_settings(options, seed=4)) == BAD_USAGE
     assert "seed was 0, now 4" in said(capsys)
 
@@ -110,7 +121,8 @@ def test_the_same_command_goes_on_and_more_images_are_welcome(options, capsys):
     more = with_settings(options, images=16)
     reports = list(train_prior(more))
     assert [type(r).__name__ for r in reports] == ["Resumed", "TrainingProgress", "Released"]
-    assert (reports[0].step, reports[1].step) == (6, 8)
+    assert reports[0] == Resumed(6, None)
+    assert isinstance(reports[1], TrainingProgress) and reports[1].step == 8
     keep_settings(TINY, options.work)
     assert keep_settings(more.settings, options.work) == 12
     with pytest.raises(Refused, match="network was"):
