@@ -7,7 +7,7 @@
 #   PIP_ARGS     further arguments of `pip install`
 
 PYTHON ?= python3
-PROMPT ?= a red mushroom
+PROMPT ?= a green table
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 

@@ -19,11 +19,11 @@ VERBS: dict[str, str] = {
 }
 
 EXAMPLES = """\
-  1. A first object, ready in minutes on a laptop:   studio generate "a red mushroom"
-  2. More patience, more detail:                     studio generate "a green table" --recipe standard
+  1. A first object, ready in minutes on a laptop:   studio generate "a green table"
+  2. More patience, more detail:                     studio generate "an orange car" --recipe standard
   3. Another prior, from a folder:                   studio generate "a fox" --prior ~/models/stable-diffusion-v1-5
   4. All knobs of a recipe:                          studio generate "a mug" --recipe draft --help
-  5. After Ctrl-C or a crash:                        studio resume runs/a-red-mushroom"""
+  5. After Ctrl-C or a crash:                        studio resume runs/a-green-table"""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

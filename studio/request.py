@@ -21,9 +21,9 @@ LONGEST_PROMPT = 500
 class Regularizers:
     """What is asked of the renders besides the prior's opinion; weights are schedules over the stage."""
 
-    opacity: Schedule = field(default=Schedule(800.0, 400.0, until=0.8))
+    opacity: Schedule = field(default=Schedule(500.0, 50.0, until=0.5))
     """Weight of mean opacity: early on it keeps fog from explaining the background."""
-    binary: Schedule = field(default=Schedule(0.0, 400.0))
+    binary: Schedule = field(default=Schedule(0.0, 500.0))
     """Weight of opacity times transparency: later it makes surfaces solid."""
 
 
