@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -48,6 +49,9 @@ class Pace:
 def show(events: Iterator[Event], console: Console | None = None) -> int:
     """A progress bar with the step, iterations a second, the time left, the loss and what is being done."""
     console = console or Console(stderr=True)
+    first = next(events, None)  # a refusal comes before the first event, and before any bar
+    if first is None:
+        return OK
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -59,7 +63,7 @@ def show(events: Iterator[Event], console: Console | None = None) -> int:
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=None, pace="", loss="")
         pace, read_at, status = Pace(), 0.0, OK
-        for event in events:
+        for event in chain([first], events):
             if isinstance(event, Stepped):
                 if time.monotonic() - read_at >= _READ_EVERY or event.done == event.total:
                     read_at = time.monotonic()
