@@ -2,9 +2,9 @@
 
 Every level stores a raw density and three raw colours at its vertices; the field is their sum. Coarse levels act as a
 preconditioner: one step there moves a whole region, so shape comes within tens of steps and detail later. Level sizes
-are nested (each a multiple of the one before), so adding a coarse level to a finer one by trilinear upsampling is exact,
-and a ray sample costs one lookup whatever the number of levels (in the spirit of Instant-NGP, arXiv 2201.05989, and
-Plenoxels, 2112.05131).
+are nested (each a multiple of the one before), so adding a coarse level to a finer one by trilinear upsampling is
+exact, and a ray sample costs one lookup whatever the number of levels (in the spirit of Instant-NGP, arXiv 2201.05989,
+and Plenoxels, 2112.05131).
 """
 
 from dataclasses import dataclass
