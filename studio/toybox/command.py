@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from guidance.prior_folder import MissingPriorError
 from studio.checkpoints import Checkpoints, write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import decode, encode
@@ -46,6 +47,8 @@ class TrainPriorOptions:
     """Folder of the training: settings, log, checkpoints."""
     out: Path = Path("training/toybox-64")
     """Folder to write the finished prior to, replacing the prior that is there; for `studio generate --prior`."""
+    begin_with: Path | None = None
+    """Folder of a released prior whose weights a new training starts from; it must be of the same network."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     samples_every: int = 0
@@ -96,7 +99,7 @@ def main(options: TrainPriorOptions) -> int:
     try:
         _show(train_prior(options), options, console)
         return OK
-    except (Refused, RunError) as problem:
+    except (Refused, RunError, MissingPriorError) as problem:
         console.print(str(problem), markup=False)
         return BAD_USAGE
     except OSError as problem:
@@ -121,6 +124,7 @@ def train_prior(options: TrainPriorOptions) -> Iterator[Report]:
     refuse_foreign(options.out, options.work)
     if not options.release_only:
         refuse_nonsense(options.settings)
+        refuse_other_network(options, device)
         images_before = keep_settings(options.settings, options.work)
         yield from _train(options, device, images_before)
     yield _release(options, device)
@@ -141,6 +145,21 @@ def refuse_nonsense(settings: TrainPrior) -> None:
     for name in ("text_dropout", "camera_dropout", "average", "descent", "detail_weight"):
         if not 0 <= getattr(settings, name) <= 1:
             raise Refused(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(settings, name)}")
+
+
+def refuse_other_network(options: TrainPriorOptions, device: torch.device) -> None:
+    """Refuse to begin with a prior whose weights do not fit; a training that has begun does not look at it any more.
+
+    Raises:
+        Refused: what does not fit.
+        MissingPriorError: there is no such prior.
+    """
+    if options.begin_with is None or _last_step(options.work):
+        return
+    try:
+        Trainee(options.settings, device).begin_with(options.begin_with)
+    except ValueError as problem:
+        raise Refused(f"--begin-with {options.begin_with} is of another network: {problem}") from problem
 
 
 def refuse_foreign(out: Path, work: Path) -> None:
@@ -206,7 +225,7 @@ def _train(options: TrainPriorOptions, device: torch.device, images_before: int 
         _newest(options.settings, options.work, device)
         yield Resumed(done, images_before)
     sampled, before = done, 0.0
-    for report in train(options.settings, options.work, device):
+    for report in train(options.settings, options.work, device, begin_with=options.begin_with):
         _note(options.work, report, report.seconds - before, device)
         yield report
         before = report.seconds

@@ -5,6 +5,7 @@ on the same machine. Objects are traced once a view and recoloured for free, so 
 pace.
 """
 
+import contextlib
 import functools
 import math
 import random
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from guidance.camera_features import camera_features
+from guidance.prior_folder import refuse, require
 from studio.checkpoints import Checkpoints
 from studio.toybox.model import RESOLUTION, Network, noise_schedule, tokenizer
 from studio.toybox.views import Layers, look_from, trace
@@ -52,6 +54,8 @@ class TrainPrior:
     velocity is large and says little about shape: equal weights would spend most of the gradient there."""
     average: float = 0.999
     """Decay of the exponential moving average of the weights, which is what ships."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's arithmetic; weights and their averages are always fp32. bf16 pays where the processor has it."""
     seed: int = 0
     """Seed of everything."""
     checkpoint_every: int = 500
@@ -129,6 +133,26 @@ class Trainee:
                 moments[name] = moments[name].as_strided(parameter.shape, parameter.stride())
         self.step = state["step"]
 
+    def begin_with(self, folder: Path) -> None:
+        """Take over the weights of a released prior of the same network.
+
+        Raises:
+            MissingPriorError: the folder or a part of it is not there.
+            ValueError: it is of another network.
+        """
+        from safetensors.torch import load_file
+
+        for name, model in (("unet", self.unet), ("text_encoder", self.text_encoder)):
+            file = next(iter(sorted(require(folder, name).glob("*.safetensors"))), None)
+            if file is None:
+                refuse(folder, f"its {name}/ has no weights")
+            try:
+                model.load_state_dict(load_file(file))
+            except RuntimeError as problem:
+                raise ValueError(str(problem).replace("\n\t", " ")) from problem
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            average.copy_(parameter.detach())
+
     def embed(self, captions: list[str]) -> Float[Tensor, "b t d"]:
         """Hidden states of captions."""
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -148,16 +172,24 @@ def _in_memory_order(optimiser: dict[str, Any]) -> dict[str, Any]:
     return {**optimiser, "state": moments}
 
 
-def train(settings: TrainPrior, folder: Path, device: torch.device, every: int = 100) -> Iterator[TrainingProgress]:
+def train(
+    settings: TrainPrior, folder: Path, device: torch.device, every: int = 100, begin_with: Path | None = None
+) -> Iterator[TrainingProgress]:
     """Train until ``settings.images`` are seen, reporting ``every`` so many steps; resumes from ``folder``.
 
+    Args:
+        begin_with: a released prior whose weights a new training starts from.
+
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or there is no prior to begin with.
+        ValueError: the prior to begin with is of another network.
     """
     trainee, checkpoints = Trainee(settings, device), Checkpoints(folder / "checkpoints")
     saved, _ = checkpoints.newest(device)
     if saved is not None:
         trainee.restore(saved)
+    elif begin_with is not None:
+        trainee.begin_with(begin_with)
     diffusion_levels = noise_schedule().alphas_cumprod.to(device)
     started, first, losses = time.monotonic(), trainee.step, []
     while trainee.step < settings.steps:
@@ -192,9 +224,10 @@ def _learn(trainee: Trainee, settings: TrainPrior, levels: Float[Tensor, " t"]) 
     velocity = abar.sqrt() * noise - (1 - abar).sqrt() * clean
     shuffle = settings.network.pixel_shuffle
     folded = F.pixel_unshuffle(noisy, shuffle).contiguous(memory_format=torch.channels_last)
-    guess = trainee.unet(folded, t.to(device), trainee.embed(captions), class_labels=features.to(device)).sample
+    with _arithmetic(settings.precision, device):
+        guess = trainee.unet(folded, t.to(device), trainee.embed(captions), class_labels=features.to(device)).sample
     weight = settings.detail_weight + (1 - settings.detail_weight) * (1 - abar)
-    loss = (weight * (guess - F.pixel_unshuffle(velocity, shuffle)).square()).mean()
+    loss = (weight * (guess.float() - F.pixel_unshuffle(velocity, shuffle)).square()).mean()
 
     for group in trainee.optimiser.param_groups:
         group["lr"] = settings.rate(trainee.step)
@@ -205,6 +238,10 @@ def _learn(trainee: Trainee, settings: TrainPrior, levels: Float[Tensor, " t"]) 
     decay = min(settings.average, (1 + trainee.step) / (10 + trainee.step))
     torch._foreach_lerp_(trainee.average, [p.detach() for p in trainee.parameters], 1 - decay)
     return loss.detach()
+
+
+def _arithmetic(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def draw_batch(size: int, views_per_kind: int, rng: random.Random) -> Batch:

@@ -194,9 +194,15 @@ def distances(kind: str, points: Float[Tensor, "n 3"]) -> Float[Tensor, "parts n
     return torch.stack([part.distance(points) for part in PARTS[kind]])
 
 
+_WEIGHT = [1 if kind in ("sphere", "cube", "cylinder", "cone") else 2 for kind in KINDS]
+
+
 def random_toy(rng: random.Random) -> Toy:
-    """A kind and its colours, each as likely as the next; half of the two-coloured kinds name both."""
-    kind = rng.choice(KINDS)
+    """A kind and its colours; most of the two-coloured kinds name both.
+
+    Colours are equally likely; primitives come half as often as the kinds that have parts, being learnt in no time.
+    """
+    kind = rng.choices(KINDS, _WEIGHT)[0]
     first, second = rng.choice(list(COLOURS)), rng.choice(list(COLOURS))
     return Toy(kind, first, second if kind in SECOND_WORD and rng.random() < 0.7 else None)
 

@@ -130,8 +130,8 @@ def test_the_same_command_goes_on_and_more_images_are_welcome(options, capsys):
 
 
 def test_an_interrupted_command_says_how_to_go_on(options, capsys, monkeypatch):
-    def interrupted(*arguments):
-        list(train(*arguments))
+    def interrupted(*arguments, **named):
+        list(train(*arguments, **named))
         raise KeyboardInterrupt
         yield
 
@@ -144,6 +144,29 @@ def test_checkpoints_of_another_network_are_refused(options, capsys):
     list(train(dataclasses.replace(TINY, images=2), options.work, CPU))  # no note of the settings lies beside them
     assert main(with_settings(options, network=Network(channels=(16, 32), text_layers=1))) == BAD_USAGE
     assert "are of another network" in said(capsys)
+
+
+def test_a_new_training_can_begin_with_a_released_prior(options, capsys):
+    assert main(options) == OK
+    again = dataclasses.replace(options, work=options.work / "second", begin_with=options.out, out=options.out / "new")
+    trainee = Trainee(TINY, CPU)
+    trainee.begin_with(options.out)
+    shipped = DiffusersPrior.load(options.out, CPU)._unet.state_dict()
+    assert all(torch.equal(shipped[name], value) for name, value in trainee.unet.state_dict().items())
+    assert all(map(torch.equal, trainee.average, trainee.parameters))
+    assert main(with_settings(again, network=Network(channels=(16, 32), text_layers=1))) == BAD_USAGE
+    assert "is of another network" in said(capsys) and not again.work.exists()
+    assert main(dataclasses.replace(again, begin_with=options.out / "nowhere")) == BAD_USAGE
+    assert "no prior can be loaded" in said(capsys)
+
+
+def test_half_precision_keeps_its_weights_whole():
+    settings = dataclasses.replace(TINY, images=10_000, precision="bf16")
+    trainee, levels = Trainee(settings, CPU), noise_schedule().alphas_cumprod
+    trainee.step = 100
+    losses = [_learn(trainee, settings, levels).item() for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert {p.dtype for p in (*trainee.parameters, *trainee.average)} == {torch.float32}
 
 
 def test_release_without_a_training_is_refused(options, capsys):

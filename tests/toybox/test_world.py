@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -143,3 +144,11 @@ def test_training_cameras_cover_the_band_evenly():
 
 def test_random_toys_are_a_function_of_the_seed():
     assert [random_toy(random.Random(4)) for _ in range(3)] == [random_toy(random.Random(4)) for _ in range(3)]
+
+
+def test_primitives_come_half_as_often_as_things_with_parts():
+    rng = random.Random(0)
+    count = Counter(random_toy(rng).kind for _ in range(6000))
+    assert set(count) == set(KINDS)
+    assert all(200 < count[kind] < 300 for kind in ("sphere", "cube", "cylinder", "cone"))
+    assert all(420 < count[kind] < 580 for kind in ("mug", "house", "donut", "car"))
