@@ -35,12 +35,22 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv .venv || { \
 		echo "No environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-.venv/runtime.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	$(PIP_INSTALL) -e .
+# Where there is a C++ compiler, kernels that do not build are an error; where there is none, plain torch runs. --------
+
+COMPILER := $(firstword $(foreach name,$(CXX) c++ g++ clang++,$(shell command -v $(name) 2>/dev/null)))
+KERNELS := cuda_ext/CMakeLists.txt $(wildcard cuda_ext/csrc/cpu/* cuda_ext/csrc/include/*)
+INSTALL_EDITABLE = $(if $(COMPILER),DREAMKILN_REQUIRE_NATIVE=1) $(PIP_INSTALL) -e
+WARN_SLOW = @$(if $(COMPILER),:,echo "No C++ compiler was found: the kernels run in plain torch, many times slower. \
+	Install g++ or clang, then: make clean install" >&2)
+
+.venv/runtime.stamp: pyproject.toml $(CONSTRAINTS) $(KERNELS) | $(BIN)/pip
+	$(INSTALL_EDITABLE) .
+	$(WARN_SLOW)
 	@touch $@
 
-.venv/dev.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
-	$(PIP_INSTALL) -e '.[dev]'
+.venv/dev.stamp: pyproject.toml $(CONSTRAINTS) $(KERNELS) | $(BIN)/pip
+	$(INSTALL_EDITABLE) '.[dev]'
+	$(WARN_SLOW)
 	@touch .venv/runtime.stamp $@
 
 install: .venv/dev.stamp
@@ -69,7 +79,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist .venv/*.stamp .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find studio representations guidance cuda_ext tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
