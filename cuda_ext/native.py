@@ -1,7 +1,7 @@
 """Finds and loads the compiled CPU kernels, and says in words what it found.
 
-The library (``libdreamkiln_native``) holds the kernels once per instruction set; the fastest that the processor knows is
-taken. Environment:
+The library (``libdreamkiln_native``) holds the kernels once per instruction set; the fastest that the processor knows
+is taken. Environment:
 
 - ``DREAMKILN_ISA``: ``scalar``, ``avx2``, ``avx512`` or ``neon`` instead of the fastest;
 - ``DREAMKILN_LIBRARY``: a library elsewhere, for those who build their own;

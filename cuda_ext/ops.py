@@ -1,7 +1,7 @@
 """The operations that rendering stands on: checked, typed, differentiable.
 
 Every operation takes ``backend``: ``auto`` picks the fastest form there is for the inputs' device, ``reference`` asks
-for the plain-torch form. Shapes, types, devices and index ranges are checked here, before any form sees the data.
+for the plain-torch form. Shapes, types, devices and index ranges are checked before any form sees the data.
 """
 
 from typing import Literal
@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cuda_ext import reference, triangles
+from cuda_ext.gaussians import GaussianImages as GaussianImages
+from cuda_ext.gaussians import rasterize_gaussians as rasterize_gaussians
 from cuda_ext.triangles import Raster
 
 Backend = Literal["auto", "reference"]
