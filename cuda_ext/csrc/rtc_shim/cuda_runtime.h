@@ -1,0 +1,2 @@
+// Empty for NVRTC, where the functions of <cuda_runtime.h> that device code may call are built in.
+#pragma once
