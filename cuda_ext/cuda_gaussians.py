@@ -1,4 +1,4 @@
-"""Host side of the splat kernels in ``csrc/cuda/gaussians.cu``: scratch from torch, launches, and what replay needs.
+"""Host side of the splat kernels (``csrc/cuda/gaussians.cu``, ``tiles.cu``): scratch from torch, launches, what replay needs.
 
 Nothing here waits for the GPU. Two pieces of scratch have a size that only the GPU knows: the lists of the bins and the
 slots of the gradients. They get what the last steps needed and a quarter more; the kernels do without what does not
@@ -16,16 +16,36 @@ from torch import Tensor
 from cuda_ext import cuda
 from cuda_ext.cuda import Launcher, Program
 
-PROGRAM = Program("gaussians")
-PROGRAMS = (PROGRAM,)
+_GAUSSIANS, _TILES = Program("gaussians"), Program("tiles")
+PROGRAMS = (_GAUSSIANS, _TILES)
 
 _BLOCK, _PULL = (256, 1, 1), 128  # threads
 _TILE, _BIN, _WARPS = 8, 64, 4  # pixels, pixels, tiles a block: as in tiles.cuh
-_TILES = (_WARPS * 32, 1, 1)  # threads
+_WARP_BLOCK = (_WARPS * 32, 1, 1)
 _MOMENTS, _CHANNELS = 6, 4
 _RECORD = 12  # floats
 _BINS_FROM = 2048
 """Gaussians from which a picture of more than one bin is binned; below, a tile's scan of all is cheaper."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """As ``cuda_ext.ops.rasterize_gaussians`` checks them, all float32, contiguous and on one device."""
+
+    means: Float[Tensor, "n 3"]
+    log_scales: Float[Tensor, "n 3"]
+    quaternions: Float[Tensor, "n 4"]
+    logit_opacities: Float[Tensor, " n"]
+    sh: Float[Tensor, "n k 3"]
+    pose: Float[Tensor, "b 4 4"]
+    focal: Float[Tensor, " b"]
+    background: Float[Tensor, "b 3"]
+    features: Float[Tensor, "n f"]
+
+    @property
+    def gaussians(self) -> tuple[Tensor, ...]:
+        """What there is one of per gaussian."""
+        return self.means, self.log_scales, self.quaternions, self.logit_opacities, self.sh, self.features
 
 
 @dataclass(frozen=True)
@@ -114,42 +134,33 @@ class Saved:
 
 
 def draw(
-    means: Float[Tensor, "n 3"],
-    log_scales: Float[Tensor, "n 3"],
-    quaternions: Float[Tensor, "n 4"],
-    logit_opacities: Float[Tensor, " n"],
-    sh: Float[Tensor, "n k 3"],
-    pose: Float[Tensor, "b 4 4"],
-    focal: Float[Tensor, " b"],
-    background: Float[Tensor, "b 3"],
-    features: Float[Tensor, "n f"],
+    inputs: Inputs,
     settings: Settings,
     launch: Launcher = cuda.launch,
     room: Room = ROOM,
 ) -> tuple[Float[Tensor, "b n"], Saved]:
-    """Draw; all inputs are float32, contiguous and on one device, as ``cuda_ext.ops.rasterize_gaussians`` checks.
+    """Draw.
 
     Returns:
         The radii, and what ``replay`` needs; the picture is ``image`` in it: red, green, blue, alpha, depth, features.
     """
-    n, b, (height, width), f = len(means), len(pose), settings.size, features.shape[1]
+    means, (n, f), b, (height, width) = inputs.means, inputs.features.shape, len(inputs.pose), settings.size
     tiles = math.ceil(width / _TILE) * math.ceil(height / _TILE)
     records = means.new_empty(b, n, _RECORD)
     keys, radius = means.new_empty(b, n), means.new_empty(b, n)
     image, transmittance = means.new_empty(b, 5 + f, height, width), means.new_empty(b, height, width)
     reached = torch.empty(b, tiles, dtype=torch.int32, device=means.device)
     if n and b:
-        sizes = (n, sh.shape[1], f, width, height, float(settings.near))
-        gaussians = (means, log_scales, quaternions, logit_opacities, sh, features)
-        views = (pose, focal, records, keys, radius)
-        launch(PROGRAM, "project_gaussians", _blocks(n, b), _BLOCK, *sizes, *gaussians, *views)
+        sizes = (n, inputs.sh.shape[1], f, width, height, float(settings.near))
+        views = (inputs.pose, inputs.focal, records, keys, radius)
+        launch(_GAUSSIANS, "project_gaussians", _blocks(n, b), _BLOCK, *sizes, *inputs.gaussians, *views)
     order = keys.sort(dim=1, stable=True).indices
     placed = _place(records, order, settings, launch, room)
     saved = Saved(records, order, *placed, transmittance, reached, image)
     if b:
         grid = (math.ceil(tiles / _WARPS), 1 + math.ceil(f / _CHANNELS), b)
-        drawing = (features, background, image, transmittance, reached)
-        launch(PROGRAM, "draw_tiles", grid, _TILES, n, width, height, f, *_scene(saved), *drawing)
+        drawing = (inputs.features, inputs.background, image, transmittance, reached)
+        launch(_TILES, "draw_tiles", grid, _WARP_BLOCK, n, width, height, f, *_scene(saved), *drawing)
     return radius, saved
 
 
@@ -167,14 +178,14 @@ def _place(
     in_bins = torch.zeros(b * bins if binned else 0, dtype=torch.int32, device=device)
     if n and b:
         places = (records, order, rectangles, tiles, drawn, in_bins if binned else None)
-        launch(PROGRAM, "place_gaussians", _blocks(n, b), _BLOCK, n, width, height, *places)
+        launch(_GAUSSIANS, "place_gaussians", _blocks(n, b), _BLOCK, n, width, height, *places)
     ends, bin_ends = tiles.cumsum(0), in_bins.cumsum(0)
     room_in_bins = room.rows("bins", where, b * n, b * n * bins) if binned else 0
     bin_ranks = torch.empty(room_in_bins, dtype=torch.int32, device=device)
     if binned and n and b:
         room.watch("bins", where, b * n, bin_ends[-1])
         lists = (rectangles, drawn, bin_ends, bin_ranks, room_in_bins)
-        launch(PROGRAM, "list_bins", (bins, b, 1), _BLOCK, n, width, height, *lists)
+        launch(_GAUSSIANS, "list_bins", (bins, b, 1), _BLOCK, n, width, height, *lists)
     return rectangles, ends, drawn, bin_ends, bin_ranks
 
 
@@ -207,15 +218,7 @@ class Gradients:
 
 
 def replay(
-    means: Float[Tensor, "n 3"],
-    log_scales: Float[Tensor, "n 3"],
-    quaternions: Float[Tensor, "n 4"],
-    logit_opacities: Float[Tensor, " n"],
-    sh: Float[Tensor, "n k 3"],
-    pose: Float[Tensor, "b 4 4"],
-    focal: Float[Tensor, " b"],
-    background: Float[Tensor, "b 3"],
-    features: Float[Tensor, "n f"],
+    inputs: Inputs,
     settings: Settings,
     saved: Saved,
     image_gradient: Float[Tensor, "b c h w"],
@@ -223,14 +226,15 @@ def replay(
     room: Room = ROOM,
 ) -> Gradients:
     """Gradients of the inputs of ``draw``, given those of its picture; inputs as they were there."""
-    n, b, (height, width), f = len(means), len(pose), settings.size, features.shape[1]
-    gaussians = (means, log_scales, quaternions, logit_opacities, sh, features)
-    into = [torch.empty_like(part) for part in (*gaussians, logit_opacities)]
+    (n, f), b, (height, width) = inputs.features.shape, len(inputs.pose), settings.size
+    into = [torch.empty_like(part) for part in (*inputs.gaussians, inputs.logit_opacities)]
     if n:
-        totals = _totals(saved, features, settings, image_gradient, launch, room)
-        sizes = (n, b, sh.shape[1], f, width, height)
-        views = (pose, focal, saved.records, totals)
-        launch(PROGRAM, "pull_gaussians", _blocks(n, 1, _PULL), (_PULL, 1, 1), *sizes, *gaussians, *views, *into)
+        totals = _totals(saved, inputs.features, settings, image_gradient, launch, room)
+        sizes = (n, b, inputs.sh.shape[1], f, width, height)
+        views = (inputs.pose, inputs.focal, saved.records, totals)
+        launch(
+            _GAUSSIANS, "pull_gaussians", _blocks(n, 1, _PULL), (_PULL, 1, 1), *sizes, *inputs.gaussians, *views, *into
+        )
     behind = (image_gradient[:, :3] * saved.transmittance[:, None]).sum((2, 3))
     return Gradients(*into[:5], behind, *into[5:])
 
@@ -258,7 +262,7 @@ def _totals(
     drawn = (features, saved.image, saved.transmittance, saved.reached, saved.ends, image_gradient)
     for chunk in range(chunks):
         into = (chunk, slots, capacity, totals)
-        launch(PROGRAM, "replay_tiles", grid, _TILES, n, width, height, f, *_scene(saved), *drawn, *into)
+        launch(_TILES, "replay_tiles", grid, _WARP_BLOCK, n, width, height, f, *_scene(saved), *drawn, *into)
     placed = (saved.order, saved.rectangles, saved.drawn, saved.ends, saved.reached)
-    launch(PROGRAM, "reduce_slots", _blocks(8 * n, b), _BLOCK, n, width, height, row, *placed, slots, capacity, totals)
+    launch(_TILES, "reduce_slots", _blocks(8 * n, b), _BLOCK, n, width, height, row, *placed, slots, capacity, totals)
     return totals

@@ -1,14 +1,14 @@
 """The CUDA splat kernels, run by the emulator, against the plain-torch reference: pictures and every gradient."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from cuda_ext import cuda_gaussians, gaussians_reference
-from cuda_ext.cuda_gaussians import Gradients, Room, Saved, Settings
+from cuda_ext.cuda_gaussians import Gradients, Inputs, Room, Saved, Settings
 from tests.cuda_ext.emulator import COMPILER, Emulator
 from tests.cuda_ext.splat_scenes import DIFFERENTIABLE, SplatScene, ball
 
@@ -29,27 +29,21 @@ def room(slots: float = 100.0, bins: float = 1.5, least: int = 1) -> Room:
     return Room({"slots": slots, "bins": bins}, least)
 
 
+def inputs_of(scene: SplatScene) -> Inputs:
+    return Inputs(**{field.name: getattr(scene, field.name).detach() for field in fields(Inputs)})
+
+
 def cuda_draw(
     scene: SplatScene, bins: bool | None = None, emulator: Emulator = EMULATOR, space: Room | None = None
 ) -> tuple[Tensor, Saved]:
-    inputs = (getattr(scene, name).detach() for name in ORDER)
-    return cuda_gaussians.draw(*inputs, Settings(scene.size, scene.near, bins), emulator, space or room())
+    return cuda_gaussians.draw(inputs_of(scene), Settings(scene.size, scene.near, bins), emulator, space or room())
 
 
 def cuda_replay(
-    scene: SplatScene,
-    saved: Saved,
-    gradient: Tensor,
-    bins: bool | None = None,
-    emulator: Emulator = EMULATOR,
-    space: Room | None = None,
+    scene: SplatScene, saved: Saved, gradient: Tensor, emulator: Emulator = EMULATOR, space: Room | None = None
 ) -> Gradients:
-    inputs = (getattr(scene, name).detach() for name in ORDER)
-    settings = Settings(scene.size, scene.near, bins)
-    return cuda_gaussians.replay(*inputs, settings, saved, gradient, emulator, space or room())
-
-
-ORDER = ("means", "log_scales", "quaternions", "logit_opacities", "sh", "pose", "focal", "background", "features")
+    settings = Settings(scene.size, scene.near)
+    return cuda_gaussians.replay(inputs_of(scene), settings, saved, gradient, emulator, space or room())
 
 
 def reference(scene: SplatScene, gradient: Tensor | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -76,7 +70,7 @@ def assert_agrees(
     expected, expected_radius, expected_gradients = reference(scene, gradient)
     torch.testing.assert_close(saved.image, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(radius, expected_radius, atol=1e-3, rtol=1e-4)
-    gradients = cuda_replay(scene, saved, gradient, bins, space=space)
+    gradients = cuda_replay(scene, saved, gradient, space=space)
     for name, value in expected_gradients.items():
         error = (getattr(gradients, name) - value).norm() / value.norm().clamp_min(1e-6)
         assert error < tolerance, f"{name}: relative error {error:.1e}"
@@ -135,7 +129,7 @@ def test_the_order_of_threads_changes_no_bit() -> None:
     for emulator in (Emulator(), Emulator(backward=True), Emulator(architecture=750)):
         radius, saved = cuda_draw(scene, bins=True, emulator=emulator)
         gradient = torch.randn_like(saved.image) if gradient is None else gradient
-        gradients = cuda_replay(scene, saved, gradient, bins=True, emulator=emulator)
+        gradients = cuda_replay(scene, saved, gradient, emulator=emulator)
         results.append([radius, saved.image, *vars(gradients).values()])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
