@@ -15,12 +15,13 @@ BIN := .venv/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo gallery test lint clean distclean
+.PHONY: help install demo gallery bench test lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [PROMPT=\"...\"]   a first object: sets up .venv, writes a GLB under runs/"
 	@echo "make gallery               the ten prompts of assets/prompts, one sheet of results in runs/gallery"
+	@echo "make bench                 the kernels' times here, next to plain torch; runs/bench.json"
 	@echo "make install               .venv with everything for development"
 	@echo "make test                  formatting, imports, types and tests"
 	@echo "make lint                  the same without the tests"
@@ -66,6 +67,11 @@ demo: .venv/runtime.stamp
 # The fixed list of prompts, one after the other, and a sheet of what came out; about half an hour on two cores.
 gallery: .venv/runtime.stamp
 	$(BIN)/python -m studio.gallery draft
+
+# Times of the kernels; fails where one is not faster than plain torch by its gate. About five minutes on two cores.
+bench: .venv/runtime.stamp
+	@mkdir -p runs
+	$(BIN)/studio bench --json runs/bench.json
 
 # Checks ---------------------------------------------------------------------------------------------------------------
 

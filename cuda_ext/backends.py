@@ -14,7 +14,7 @@ from cuda_ext import native
 
 Backend = Literal["auto", "native", "reference", "gsplat", "tinycudann"]
 """``auto``: compiled kernels where there are any for the device, plain torch (slow) where there are none; ``native``
-and ``reference`` insist on one of them; ``gsplat`` and ``tinycudann`` are other people's packages, used if installed."""
+and ``reference`` insist on one of them; ``gsplat`` and ``tinycudann`` are other packages, used if installed."""
 
 PEERS: dict[str, tuple[Backend, ...]] = {"rasterize_gaussians": ("gsplat",), "hash_encode": ("tinycudann",)}
 """Other packages that have an operation."""
@@ -33,7 +33,7 @@ def using(backend: Backend) -> Iterator[None]:
 
 def available(operation: str, device: torch.device) -> list[Backend]:
     """Backends that can run an operation on a device here, ours first."""
-    mine: list[Backend] = ["native"] if _lack(device.type) is None else []
+    mine: list[Backend] = ["native"] if lack(device.type) is None else []
     peers = [p for p in PEERS.get(operation, ()) if device.type == "cuda" and find_spec(p) is not None]
     return [*mine, "reference", *peers]
 
@@ -60,18 +60,18 @@ def choose(operation: str, backend: str, device: torch.device, peers: Sequence[s
         return _peer(operation, backend, device)
     if backend == "reference":
         return backend
-    lack = _lack(device.type)
-    if lack is None:
+    missing = lack(device.type)
+    if missing is None:
         return "native"
     if backend == "native" or native.required():
-        raise ValueError(f"{operation} cannot run native on {device.type}: {lack}")
-    _warn_once(device.type, lack)
+        raise ValueError(f"{operation} cannot run native on {device.type}: {missing}")
+    _warn_once(device.type, missing)
     return "reference"
 
 
 @cache
-def _lack(device: str) -> str | None:
-    """What the compiled kernels lack on a kind of device; None if they can run."""
+def lack(device: str) -> str | None:
+    """In words, what the compiled kernels lack on a kind of device; None if they can run."""
     if device == "cpu":
         return None if native.available() else native.status()
     if device == "cuda":
@@ -90,7 +90,7 @@ def _peer(operation: str, package: str, device: torch.device) -> str:
 
 
 @cache
-def _warn_once(device: str, lack: str) -> None:
+def _warn_once(device: str, missing: str) -> None:
     warnings.warn(
-        f"the plain-torch kernels run, which are many times slower on {device}: {lack}", RuntimeWarning, stacklevel=4
+        f"the plain-torch kernels run, which are many times slower on {device}: {missing}", RuntimeWarning, stacklevel=4
     )

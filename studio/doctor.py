@@ -50,7 +50,7 @@ def examine(runs: Path = Path("runs")) -> list[Check]:
         _memory(),
         *_disk(runs),
         _validator(),
-        Check("kernels", "ok", "plain torch only; this version has no native kernels"),
+        *_kernels(),
     ]
 
 
@@ -103,6 +103,23 @@ def _torch() -> Iterator[Check]:
         yield Check("device", "warning", f"cpu, {torch.get_num_threads()} threads", advice)
     else:
         yield Check("device", "ok", f"cpu, {torch.get_num_threads()} threads")
+
+
+def _kernels() -> Iterator[Check]:
+    """Compiled kernels for the CPU, and for the GPU where there is one."""
+    try:
+        import torch
+
+        from cuda_ext import backends, native
+    except (ImportError, OSError):
+        return  # without torch there is nothing to say; its own check has said so
+    advice = "" if native.available() else "Runs work, many times slower, on plain torch."
+    yield Check("CPU kernels", "ok" if native.available() else "warning", native.status(), advice)
+    if torch.cuda.is_available():
+        lack = backends.lack("cuda")
+        finding = lack or "compiled by NVRTC for the GPU at hand at first use"
+        advice = "Runs work, many times slower, on plain torch." if lack else ""
+        yield Check("CUDA kernels", "warning" if lack else "ok", finding, advice)
 
 
 def _packages() -> Iterator[Check]:

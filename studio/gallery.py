@@ -1,6 +1,7 @@
-"""``make gallery``: the fixed list of prompts, each distilled by one recipe, on one sheet read back from its GLB.
+"""``make gallery``: the fixed list of prompts, each distilled, on one sheet of pictures read back from the GLBs.
 
-Runs that are there already are not made again, and one that was cut short goes on, so the sheet can be made in pieces.
+Several recipes stand side by side. Runs that are there already are not made again, and one that was cut short goes on,
+so the sheet can be made in pieces.
 """
 
 import sys
@@ -17,30 +18,44 @@ from studio.export.glb import load_glb
 from studio.export.pictures import Row, contact_sheet
 from studio.folder import slug
 from studio.paths import assets_folder
-from studio.recipes import RECIPES
+from studio.request import Request
 from studio.run import resume_run, run_request
+from studio.verbs import Generate, build_request
 
 _AZIMUTHS = (0, 45, 90, 180, 270)
 _CELL = 112
+_FOLDER = Path("runs/gallery")
 
 
 def main(arguments: list[str]) -> None:
-    """``python -m studio.gallery [RECIPE [FOLDER]]``: make what is missing, then the sheet ``FOLDER/objects.png``."""
-    recipe = arguments[0] if arguments else "draft"
-    folder = Path(arguments[1]) if len(arguments) > 1 else Path("runs/gallery") / recipe
+    """``python -m studio.gallery [RECIPE[:REPRESENTATION] ...]``: make what is missing, then ``objects.png``."""
+    columns = arguments or ["draft"]
     prompts = (assets_folder() / "prompts" / "ten.txt").read_text(encoding="utf-8").splitlines()
+    rows = []
     for prompt in prompts:
-        make(recipe, prompt, folder / slug(prompt))
-    rows = [Row(prompt, views(load_glb(folder / slug(prompt) / "result.glb"))) for prompt in prompts]
-    write_atomically(folder / "objects.png", contact_sheet(f"studio generate, recipe {recipe}", rows, _CELL))
+        folders = [_FOLDER / column.replace(":", "-") / slug(prompt) for column in columns]
+        for column, folder in zip(columns, folders, strict=True):
+            make(request(column, prompt), folder)
+        rows.append(Row(prompt, torch.cat([views(load_glb(folder / "result.glb")) for folder in folders])))
+        write_atomically(_FOLDER / "objects.png", contact_sheet(f"studio generate: {', '.join(columns)}", rows, _CELL))
 
 
-def make(recipe: str, prompt: str, run: Path) -> None:
+def request(column: str, prompt: str) -> Request:
+    """What ``RECIPE[:REPRESENTATION]`` makes of a prompt.
+
+    Raises:
+        UsageError: no such recipe or representation.
+    """
+    recipe, _, representation = column.partition(":")
+    return build_request(Generate(prompt, recipe=recipe, representation=representation or None), [])
+
+
+def make(wanted: Request, run: Path) -> None:
     """Make or finish one run; a finished one is left alone."""
     if (run / "report.json").is_file():
         return
     begun = (run / "request.json").is_file()
-    show(resume_run(run) if begun else run_request(RECIPES[recipe](prompt), run))
+    show(resume_run(run) if begun else run_request(wanted, run))
 
 
 @torch.no_grad()
