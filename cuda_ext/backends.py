@@ -14,7 +14,7 @@ from cuda_ext import native
 
 Backend = Literal["auto", "native", "reference", "gsplat", "tinycudann"]
 """``auto``: compiled kernels where there are any for the device, plain torch (slow) where there are none; ``native``
-and ``reference`` insist on one of them; ``gsplat`` and ``tinycudann`` are other packages, used if installed."""
+and ``reference`` insist on one of them; ``gsplat`` and ``tinycudann`` are other people's packages, where installed."""
 
 PEERS: dict[str, tuple[Backend, ...]] = {"rasterize_gaussians": ("gsplat",), "hash_encode": ("tinycudann",)}
 """Other packages that have an operation."""

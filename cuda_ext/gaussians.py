@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cuda_ext import backends, gaussians_reference
+from cuda_ext import backends, gaussians_native, gaussians_reference, peers
 from cuda_ext.backends import Backend
 
 
@@ -71,27 +71,26 @@ def rasterize_gaussians(
     """
     inputs = (means, log_scales, quaternions, logit_opacities, sh, pose, focal, background)
     _check(*inputs, size=size, features=features, probe=probe, near=near)
-    backends.choose("rasterize_gaussians", backend, means.device)
-    count = len(means)
-    features_given = features is not None
-    features = means.new_zeros(count, 0) if features is None else features
-    probe = means.new_zeros(count) if probe is None else probe
-    arguments = (
-        means,
-        log_scales,
-        quaternions,
-        logit_opacities,
-        sh,
-        pose,
-        focal,
-        size,
-        background,
-        features,
-        probe,
-        near,
-    )
-    image, radius = gaussians_reference.rasterize(*arguments)
-    return GaussianImages(image[:, :3], image[:, 3:4], image[:, 4:5], image[:, 5:] if features_given else None, radius)
+    chosen = backends.choose("rasterize_gaussians", backend, means.device, backends.PEERS["rasterize_gaussians"])
+    gaussians = (means, log_scales, quaternions, logit_opacities, sh)
+    if chosen == "gsplat":
+        views = (pose, focal, size, background, features, probe, near)
+        return _images(*peers.gsplat_rasterize(*gaussians, *views), features)
+    blended = means.new_empty(len(means), 0) if features is None else features
+    probed = torch.empty_like(logit_opacities) if probe is None else probe  # its values are of no matter
+    if chosen == "native":
+        if means.device.type == "cuda" and means.dtype != torch.float32:
+            raise ValueError(f"the CUDA kernels of rasterize_gaussians are float32, the inputs are {means.dtype}")
+        views = (pose, focal, background, *size, near)
+        image, radius, _ = gaussians_native.rasterize(*gaussians, blended, probed, *views)
+        return _images(image, radius, features)
+    views = (pose, focal, size, background, blended, probed, near)
+    return _images(*gaussians_reference.rasterize(*gaussians, *views), features)
+
+
+def _images(image: Tensor, radius: Tensor, features: Tensor | None) -> GaussianImages:
+    rest = None if features is None else image[:, 5:]
+    return GaussianImages(image[:, :3], image[:, 3:4], image[:, 4:5], rest, radius)
 
 
 def _check(

@@ -30,13 +30,13 @@ namespace dreamkiln {
 inline namespace DREAMKILN_ISA {
 
 // The same as in gaussians_reference.py.
-constexpr float kAlphaMin = 1.0f / 255;
-constexpr float kAlphaMax = 0.99f;
-constexpr float kTransmittanceMin = 1e-4f;
-constexpr float kLowPass = 0.3f;
-constexpr float kExtentMax = 3.33f;
-constexpr float kFrustum = 1.3f;
-constexpr float kQuaternionMin = 1e-12f;
+constexpr double kAlphaMin = 1.0 / 255;
+constexpr double kAlphaMax = 0.99;
+constexpr double kTransmittanceMin = 1e-4;
+constexpr double kLowPass = 0.3;
+constexpr double kExtentMax = 3.33;
+constexpr double kFrustum = 1.3;
+constexpr double kQuaternionMin = 1e-12;
 
 // --- cameras ----------------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ DREAMKILN_FN Axes<F> axes_of(const Camera<Scalar<F>>& camera, const Gaussian<F>&
 template <class F>
 DREAMKILN_FN F reach_of(F opacity) {
     const F over = maximum(opacity * Scalar<F>(1 / kAlphaMin), spread<F>(1));
-    return minimum(spread<F>(2) * logarithm(over), spread<F>(Scalar<F>(kExtentMax) * Scalar<F>(kExtentMax)));
+    return minimum(spread<F>(2) * logarithm(over), spread<F>(Scalar<F>(kExtentMax * kExtentMax)));
 }
 
 template <class F>
@@ -164,7 +164,7 @@ DREAMKILN_FN Mask<F> drawable(const Camera<Scalar<F>>& camera, const Gaussian<F>
     for (const F& value : values) nothing += value - value;
     const F zero = F{};
     return at_most(nothing, zero) & at_most(spread<F>(camera.near), axes.z) &
-           at_most(axes.inverse_length, spread<F>(S(1) / S(kQuaternionMin))) &
+           at_most(axes.inverse_length, spread<F>(S(1 / kQuaternionMin))) &
            below(spread<F>(S(kAlphaMin)), screen.opacity) & below(zero, screen.mean_x + screen.extent_x) &
            below(zero, screen.mean_y + screen.extent_y) &
            below(screen.mean_x - screen.extent_x, spread<F>(2 * camera.half_width)) &

@@ -9,9 +9,9 @@ namespace dreamkiln {
 inline namespace DREAMKILN_ISA {
 
 constexpr double kSh0 = 0.28209479177387814, kSh1 = 0.48860251190291992;
-constexpr double kSh2[] = {1.0925484305920792, 0.31539156525252005, 0.54627421529603959};
-constexpr double kSh3[] = {0.59004358992664352, 2.8906114426405538, 0.45704579946446572, 0.37317633259011540,
-                           1.4453057213202769};
+constexpr double kSh2a = 1.0925484305920792, kSh2b = 0.31539156525252005, kSh2c = 0.54627421529603959;
+constexpr double kSh3a = 0.59004358992664352, kSh3b = 2.8906114426405538, kSh3c = 0.45704579946446572;
+constexpr double kSh3d = 0.37317633259011540, kSh3e = 1.4453057213202769;
 constexpr int kMostHarmonics = 16;
 
 template <class F>
@@ -36,7 +36,7 @@ DREAMKILN_FN void harmonics_at(const F (&unit)[3], int count, F (&basis)[kMostHa
     basis[2] = S(kSh1) * z;
     basis[3] = S(-kSh1) * x;
     if (count <= 4) return;
-    const S a = S(kSh2[0]), b = S(kSh2[1]), c = S(kSh2[2]);
+    const S a = S(kSh2a), b = S(kSh2b), c = S(kSh2c);
     const F xx = x * x, yy = y * y, zz = z * z;
     basis[4] = a * x * y;
     basis[5] = -a * y * z;
@@ -44,7 +44,7 @@ DREAMKILN_FN void harmonics_at(const F (&unit)[3], int count, F (&basis)[kMostHa
     basis[7] = -a * x * z;
     basis[8] = c * (xx - yy);
     if (count <= 9) return;
-    const S d = S(kSh3[0]), e = S(kSh3[1]), f = S(kSh3[2]), g = S(kSh3[3]), h = S(kSh3[4]);
+    const S d = S(kSh3a), e = S(kSh3b), f = S(kSh3c), g = S(kSh3d), h = S(kSh3e);
     basis[9] = -d * y * (S(3) * xx - yy);
     basis[10] = e * x * y * z;
     basis[11] = -f * y * (S(5) * zz - one);
@@ -64,12 +64,12 @@ DREAMKILN_FN void harmonics_backward(const F (&unit)[3], int count, const F (&pu
     into[1] += S(-kSh1) * pull[1];
     into[2] += S(kSh1) * pull[2];
     if (count <= 4) return;
-    const S a = S(kSh2[0]), b = S(kSh2[1]), c = S(kSh2[2]);
+    const S a = S(kSh2a), b = S(kSh2b), c = S(kSh2c);
     into[0] += a * (y * pull[4] - z * pull[7]) + S(2) * c * x * pull[8];
     into[1] += a * (x * pull[4] - z * pull[5]) - S(2) * c * y * pull[8];
     into[2] += S(6) * b * z * pull[6] - a * (y * pull[5] + x * pull[7]);
     if (count <= 9) return;
-    const S d = S(kSh3[0]), e = S(kSh3[1]), f = S(kSh3[2]), g = S(kSh3[3]), h = S(kSh3[4]);
+    const S d = S(kSh3a), e = S(kSh3b), f = S(kSh3c), g = S(kSh3d), h = S(kSh3e);
     const F xx = x * x, yy = y * y, zz = z * z, ring = f * (S(5) * zz - one), twist = S(3) * d * (xx - yy);
     into[0] += e * y * z * pull[10] + S(2) * h * x * z * pull[14] - S(6) * d * x * y * pull[9] - ring * pull[13] -
                twist * pull[15];

@@ -17,6 +17,7 @@
 #define DREAMKILN_FN inline __attribute__((always_inline))
 #include <cmath>
 #include <cstring>
+#include <utility>
 #endif
 #include <cstdint>  // under NVRTC from csrc/rtc_shim
 
@@ -107,11 +108,6 @@ DREAMKILN_FN int bits(bool mask) { return mask; }
 template <class F>
 DREAMKILN_FN F spread(Scalar<F> value) {
     return F{} + value;
-}
-// Neither infinite nor NaN: the difference of a number and itself is then 0.
-template <class F>
-DREAMKILN_FN Mask<F> is_finite(F a) {
-    return at_most(a - a, F{});
 }
 
 #if DREAMKILN_LANES > 1
@@ -231,9 +227,32 @@ struct LaneTraits<Vector> {
 };
 
 using Lanes = Vector;
+
+// From a and b, in runs of `run` lanes: the even runs of both, or the odd runs of both.
+template <int run, bool odd, int... lane>
+DREAMKILN_FN Vector runs_of(Vector a, Vector b, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, (2 * (lane / run) + odd) * run + lane % run...);
+}
+
+// One step of adding up the lanes of many vectors at once: halves the vectors and the lanes that a vector's sum is
+// spread over. In the end lane i of the first vector is the sum of vector i.
+template <int run>
+DREAMKILN_FN void fold(Vector (&group)[DREAMKILN_LANES]) {
+    constexpr auto all = std::make_integer_sequence<int, DREAMKILN_LANES>();
+    for (int i = 0; i < run; i++)
+        group[i] = runs_of<run, false>(group[2 * i], group[2 * i + 1], all) +
+                   runs_of<run, true>(group[2 * i], group[2 * i + 1], all);
+    if constexpr (run > 1) fold<run / 2>(group);
+}
 #else
 using Lanes = float;
 #endif
+
+// Neither infinite nor NaN: the difference of a number and itself is then 0.
+template <class F>
+DREAMKILN_FN Mask<F> is_finite(F a) {
+    return at_most(a - a, F{});
+}
 
 #if !defined(__CUDACC__) && !defined(__CUDACC_RTC__)
 // --- memory ----------------------------------------------------------------------------------------------------------
@@ -260,6 +279,25 @@ DREAMKILN_FN F load(const Scalar<F>* from) {
 template <class F>
 DREAMKILN_FN void store(Scalar<F>* to, F value) {
     std::memcpy(to, &value, sizeof value);
+}
+
+// out[i] = sum of the lanes of values[i]; the order of additions depends on the number of lanes alone.
+template <class F, int count>
+DREAMKILN_FN void sum_lanes(const F (&values)[count], Scalar<F>* out) {
+    if constexpr (LaneTraits<F>::count == 1) {
+        for (int i = 0; i < count; i++) out[i] = values[i];
+    }
+#if DREAMKILN_LANES > 1
+    if constexpr (LaneTraits<F>::count > 1) {
+        constexpr int width = LaneTraits<F>::count;
+        for (int first = 0; first < count; first += width) {
+            F group[width];
+            for (int i = 0; i < width; i++) group[i] = first + i < count ? values[first + i] : F{};
+            fold<width / 2>(group);
+            std::memcpy(out + first, &group[0], sizeof(float) * (count - first < width ? count - first : width));
+        }
+    }
+#endif
 }
 #endif
 
