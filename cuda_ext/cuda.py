@@ -219,7 +219,7 @@ def cached_program(program: Program, architecture: str) -> bytes:
 def _fingerprint(program: Program, architecture: str) -> str:
     digest = hashlib.sha256(repr((program.macros, architecture, _OPTIONS, nvrtc_version())).encode())
     folders = (*_INCLUDES, program.path.parent)
-    headers = sorted(file for folder in folders for file in folder.iterdir() if file.suffix != ".cu")
+    headers = sorted(file for folder in folders for file in folder.iterdir() if file.is_file() and file.suffix != ".cu")
     for file in (program.path, *headers):
         text = file.read_bytes()
         digest.update(f"{file.relative_to(_SOURCES)} {len(text)}\n".encode() + text)

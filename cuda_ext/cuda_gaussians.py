@@ -1,4 +1,4 @@
-"""Host side of the splat kernels (``csrc/cuda/gaussians.cu``, ``tiles.cu``): scratch from torch, launches, what replay needs.
+"""Host side of the splat kernels (gaussians.cu, tiles.cu): scratch from torch, launches, and what the replay needs.
 
 Nothing here waits for the GPU. Two pieces of scratch have a size that only the GPU knows: the lists of the bins and the
 slots of the gradients. They get what the last steps needed and a quarter more; the kernels do without what does not
