@@ -13,6 +13,8 @@ from torch import Tensor
 from cuda_ext import reference, triangles
 from cuda_ext.gaussians import GaussianImages as GaussianImages
 from cuda_ext.gaussians import rasterize_gaussians as rasterize_gaussians
+from cuda_ext.hashgrid import GridLayout as GridLayout
+from cuda_ext.hashgrid import hash_encode as hash_encode
 from cuda_ext.triangles import Raster
 
 Backend = Literal["auto", "reference"]
