@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
-from cuda_ext import native
+from cuda_ext import cuda, native
 
 Backend = Literal["auto", "native", "reference", "gsplat", "tinycudann"]
 """``auto``: compiled kernels where there are any for the device, plain torch (slow) where there are none; ``native``
@@ -75,9 +75,7 @@ def lack(device: str) -> str | None:
     if device == "cpu":
         return None if native.available() else native.status()
     if device == "cuda":
-        if find_spec("cuda.core") if find_spec("cuda") else None:
-            return None
-        return "the package cuda-core, which compiles the kernels, is missing: pip install 'dreamkiln[cuda13]'"
+        return cuda.problem()
     return f"there are kernels for cpu and cuda devices, not for {device}"
 
 

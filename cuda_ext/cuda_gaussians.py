@@ -7,13 +7,14 @@ not bitwise repeatable. The numbers come back through pinned memory and are read
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cuda_ext import cuda
+from cuda_ext.cpu_gaussians import Gradients, Inputs
 from cuda_ext.cuda import Launcher, Program
 
 _GAUSSIANS, _TILES = Program("gaussians"), Program("tiles")
@@ -26,26 +27,6 @@ _MOMENTS, _CHANNELS = 6, 4
 _RECORD = 12  # floats
 _BINS_FROM = 2048
 """Gaussians from which a picture of more than one bin is binned; below, a tile's scan of all is cheaper."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """As ``cuda_ext.ops.rasterize_gaussians`` checks them, all float32, contiguous and on one device."""
-
-    means: Float[Tensor, "n 3"]
-    log_scales: Float[Tensor, "n 3"]
-    quaternions: Float[Tensor, "n 4"]
-    logit_opacities: Float[Tensor, " n"]
-    sh: Float[Tensor, "n k 3"]
-    pose: Float[Tensor, "b 4 4"]
-    focal: Float[Tensor, " b"]
-    background: Float[Tensor, "b 3"]
-    features: Float[Tensor, "n f"]
-
-    @property
-    def gaussians(self) -> tuple[Tensor, ...]:
-        """What there is one of per gaussian."""
-        return self.means, self.log_scales, self.quaternions, self.logit_opacities, self.sh, self.features
 
 
 @dataclass(frozen=True)
@@ -125,9 +106,15 @@ class Saved:
     reached: Tensor  # [b, tiles] int32, ranks that a tile went through
     image: Float[Tensor, "b c h w"]
 
-    def tensors(self) -> list[Tensor]:
-        """In the order of the fields, for an autograd context."""
-        return list(vars(self).values())
+    def parts(self) -> list[Tensor]:
+        """All but the picture, which an autograd context keeps as an output."""
+        return [value for name, value in vars(self).items() if name != "image"]
+
+    @classmethod
+    def of(cls, parts: list[Tensor], image: Tensor) -> "Saved":
+        """From what ``parts`` gave."""
+        names = [field.name for field in fields(cls) if field.name != "image"]
+        return cls(**dict(zip(names, parts, strict=True)), image=image)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -153,7 +140,7 @@ def draw(
     if n and b:
         sizes = (n, inputs.sh.shape[1], f, width, height, float(settings.near))
         views = (inputs.pose, inputs.focal, records, keys, radius)
-        launch(_GAUSSIANS, "project_gaussians", _blocks(n, b), _BLOCK, *sizes, *inputs.gaussians, *views)
+        launch(_GAUSSIANS, "project_gaussians", _blocks(n, b), _BLOCK, *sizes, *_gaussians(inputs), *views)
     order = keys.sort(dim=1, stable=True).indices
     placed = _place(records, order, settings, launch, room)
     saved = Saved(records, order, *placed, transmittance, reached, image)
@@ -194,6 +181,14 @@ def _blocks(count: int, views: int, block: int = 256) -> cuda.Shape:
     return math.ceil(count / block), views, 1
 
 
+def _gaussians(inputs: Inputs) -> tuple[Tensor, ...]:
+    """What there is one of per gaussian."""
+    return (
+        *(inputs.means, inputs.log_scales, inputs.quaternions, inputs.logit_opacities),
+        *(inputs.sh, inputs.features),
+    )
+
+
 def _scene(saved: Saved) -> tuple[cuda.Argument, ...]:
     """The arguments that drawing and replay share."""
     bins = (saved.bin_ends, saved.bin_ranks, len(saved.bin_ranks)) if len(saved.bin_ends) else (None, None, 0)
@@ -201,20 +196,6 @@ def _scene(saved: Saved) -> tuple[cuda.Argument, ...]:
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Of every input that has one."""
-
-    means: Float[Tensor, "n 3"]
-    log_scales: Float[Tensor, "n 3"]
-    quaternions: Float[Tensor, "n 4"]
-    logit_opacities: Float[Tensor, " n"]
-    sh: Float[Tensor, "n k 3"]
-    background: Float[Tensor, "b 3"]
-    features: Float[Tensor, "n f"]
-    probe: Float[Tensor, " n"]
 
 
 def replay(
@@ -227,16 +208,23 @@ def replay(
 ) -> Gradients:
     """Gradients of the inputs of ``draw``, given those of its picture; inputs as they were there."""
     (n, f), b, (height, width) = inputs.features.shape, len(inputs.pose), settings.size
-    into = [torch.empty_like(part) for part in (*inputs.gaussians, inputs.logit_opacities)]
+    into = [torch.empty_like(part) for part in (*_gaussians(inputs), inputs.logit_opacities)]  # the last for the probe
     if n:
         totals = _totals(saved, inputs.features, settings, image_gradient, launch, room)
         sizes = (n, b, inputs.sh.shape[1], f, width, height)
         views = (inputs.pose, inputs.focal, saved.records, totals)
         launch(
-            _GAUSSIANS, "pull_gaussians", _blocks(n, 1, _PULL), (_PULL, 1, 1), *sizes, *inputs.gaussians, *views, *into
+            _GAUSSIANS,
+            "pull_gaussians",
+            _blocks(n, 1, _PULL),
+            (_PULL, 1, 1),
+            *sizes,
+            *_gaussians(inputs),
+            *views,
+            *into,
         )
     behind = (image_gradient[:, :3] * saved.transmittance[:, None]).sum((2, 3))
-    return Gradients(*into[:5], behind, *into[5:])
+    return Gradients(*into, background=behind)
 
 
 def _totals(

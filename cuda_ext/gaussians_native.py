@@ -57,18 +57,15 @@ def _inputs(gaussians: tuple[Tensor, ...], views: list[Tensor]) -> cpu_gaussians
 
 
 def _cuda_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    (*gaussians, features, _), (pose, focal, background, height, width, near) = arguments[:7], arguments[7:]
-    inputs = (tensor.contiguous() for tensor in (*gaussians, pose, focal, background, features))
-    radius, saved = cuda_gaussians.draw(*inputs, cuda_gaussians.Settings((height, width), near))
-    return saved.image, radius, [tensor for tensor in saved.tensors() if tensor is not saved.image]
+    gaussians, (_, *views, height, width, near) = arguments[:6], arguments[6:]
+    radius, saved = cuda_gaussians.draw(_inputs(gaussians, views), cuda_gaussians.Settings((height, width), near))
+    return saved.image, radius, saved.parts()
 
 
 def _cuda_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    (*gaussians, features), (pose, focal, background) = arguments[:6], arguments[6:9]
-    height, width, near, image, saved, gradient = arguments[9:]
-    inputs = (tensor.contiguous() for tensor in (*gaussians, pose, focal, background, features))
-    settings = cuda_gaussians.Settings((height, width), near)
-    pulled = cuda_gaussians.replay(*inputs, settings, cuda_gaussians.Saved(*saved, image), gradient.contiguous())
+    gaussians, (*views, height, width, near, image, saved, gradient) = arguments[:6], arguments[6:]
+    settings, before = cuda_gaussians.Settings((height, width), near), cuda_gaussians.Saved.of(saved, image)
+    pulled = cuda_gaussians.replay(_inputs(gaussians, views), settings, before, gradient.contiguous())
     return tuple(getattr(pulled, name) for name in _ORDER)
 
 
@@ -79,7 +76,7 @@ def _fake_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     means, features, pose = arguments[0], arguments[5], arguments[7]
     height, width = arguments[10:12]
     n, b = means.shape[0], pose.shape[0]
-    tiles = b * ((height + _TILE - 1) // _TILE) * ((width + _TILE - 1) // _TILE)
+    tiles = ((height + _TILE - 1) // _TILE) * ((width + _TILE - 1) // _TILE)
     image, radius = means.new_empty(b, 5 + features.shape[1], height, width), means.new_empty(b, n)
     transmittance, records = means.new_empty(b, height, width), means.new_empty(b, n, 12)
 
@@ -91,10 +88,10 @@ def _fake_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         order, rectangles = whole(b, n, dtype=torch.int64), whole(b, n, 4, dtype=torch.int16)
         ends, drawn = whole(b * n, dtype=torch.int64), whole(b)
         bins = whole(unknown(), dtype=torch.int64), whole(unknown())
-        return image, radius, [records, order, rectangles, ends, drawn, *bins, transmittance, whole(b, tiles // b)]
+        return image, radius, [records, order, rectangles, ends, drawn, *bins, transmittance, whole(b, tiles)]
     pairs = unknown()
-    begin, tile_begin = whole(b * n + 1, dtype=torch.int64), whole(tiles + 1, dtype=torch.int64)
-    return image, radius, [transmittance, records, begin, tile_begin, whole(pairs), whole(pairs), whole(tiles)]
+    begin, tile_begin = whole(b * n + 1, dtype=torch.int64), whole(b * tiles + 1, dtype=torch.int64)
+    return image, radius, [transmittance, records, begin, tile_begin, whole(pairs), whole(pairs), whole(b * tiles)]
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:

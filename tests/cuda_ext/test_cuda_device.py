@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_ext.ops import GridLayout, hash_encode, rasterize_gaussians
+from cuda_ext.backends import Backend
+from cuda_ext.hashgrid import GridLayout, hash_encode
+from cuda_ext.ops import rasterize_gaussians
 from tests.cuda_ext.splat_scenes import DIFFERENTIABLE, SplatScene, ball
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -28,7 +30,7 @@ def moved(scene: SplatScene, device: str) -> SplatScene:
     return replace(scene, **{k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)})
 
 
-def render(scene: SplatScene, backend: str = "native") -> Tensor:
+def render(scene: SplatScene, backend: Backend = "native") -> Tensor:
     gaussians = (scene.means, scene.log_scales, scene.quaternions, scene.logit_opacities, scene.sh)
     rest = (scene.size, scene.background, scene.features, scene.probe, scene.near)
     images = rasterize_gaussians(*gaussians, scene.pose, scene.focal, *rest, backend=backend)
@@ -36,7 +38,7 @@ def render(scene: SplatScene, backend: str = "native") -> Tensor:
     return torch.cat([images.rgb, images.alpha, images.depth, images.features], 1)
 
 
-def gradients(scene: SplatScene, backend: str = "native") -> list[Tensor]:
+def gradients(scene: SplatScene, backend: Backend = "native") -> list[Tensor]:
     leaves = scene.with_gradients()
     image = render(leaves, backend)
     image.backward(torch.linspace(-1, 1, image.numel(), device=image.device).reshape(image.shape))
@@ -85,7 +87,7 @@ def test_a_render_step_can_be_captured_in_a_graph() -> None:
         torch.testing.assert_close(got, wanted)
 
 
-def hash_gradients(points: Tensor, table: Tensor, backend: str) -> list[Tensor]:
+def hash_gradients(points: Tensor, table: Tensor, backend: Backend) -> list[Tensor]:
     points, table = points.clone().requires_grad_(), table.clone().requires_grad_()
     out = hash_encode(points, table, LAYOUT, backend=backend)
     pull = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape)
@@ -93,7 +95,7 @@ def hash_gradients(points: Tensor, table: Tensor, backend: str) -> list[Tensor]:
 
 
 def test_the_hash_grid_on_the_gpu_agrees_with_the_cpu(no_waiting: None) -> None:
-    points, table = torch.rand(5000, 3) * 1.2 - 0.1, torch.randn(LAYOUT.entries, 2)
+    points, table = torch.rand(5000, 3) * 1.2 - 0.1, torch.randn(LAYOUT.rows, 2)
     cuda_points, cuda_table = points.pin_memory().cuda(non_blocking=True), table.pin_memory().cuda(non_blocking=True)
     on_gpu = hash_gradients(cuda_points, cuda_table, "native")
     torch.cuda.set_sync_debug_mode("default")

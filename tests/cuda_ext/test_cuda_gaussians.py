@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from cuda_ext import cuda_gaussians, gaussians_reference
-from cuda_ext.cuda_gaussians import Gradients, Inputs, Room, Saved, Settings
+from cuda_ext import cuda_gaussians, gaussians_native, gaussians_reference, native
+from cuda_ext.cpu_gaussians import Gradients, Inputs
+from cuda_ext.cuda_gaussians import Room, Saved, Settings
 from tests.cuda_ext.emulator import COMPILER, Emulator
 from tests.cuda_ext.splat_scenes import DIFFERENTIABLE, SplatScene, ball
 
@@ -79,6 +82,27 @@ def assert_agrees(
 @pytest.mark.parametrize(("degree", "features"), [(0, 0), (1, 3), (2, 6), (3, 1)])
 def test_pictures_and_gradients_agree_with_the_reference(degree: int, features: int) -> None:
     assert_agrees(ball(60, (21, 30), views=2, degree=degree, features=features))
+
+
+@pytest.mark.skipif(not native.available() and not native.required(), reason=native.status())
+def test_the_operators_for_cuda_do_what_those_for_the_cpu_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated = SimpleNamespace(**vars(cuda_gaussians))
+    emulated.draw = partial(cuda_gaussians.draw, launch=EMULATOR, room=room())
+    emulated.replay = partial(cuda_gaussians.replay, launch=EMULATOR, room=room())
+    monkeypatch.setattr(gaussians_native, "cuda_gaussians", emulated)
+    scene = ball(200, (40, 56), views=3, degree=2, features=3)
+    gaussians = (scene.means, scene.log_scales, scene.quaternions, scene.logit_opacities, scene.sh, scene.features)
+    views = (scene.pose, scene.focal, scene.background, *scene.size, scene.near)
+    pulls = []
+    for draw, backward in (
+        (gaussians_native._cpu_draw, gaussians_native._cpu_backward),
+        (gaussians_native._cuda_draw, gaussians_native._cuda_backward),
+    ):
+        image, radius, saved = draw(*gaussians, scene.probe, *views)
+        gradient = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+        pulls.append([image, radius, *backward(*gaussians, *views, image, saved, gradient)])
+    for cpu, gpu in zip(*pulls, strict=True):
+        assert (gpu - cpu).norm() < 1e-4 * cpu.norm()
 
 
 def test_an_opaque_blob_agrees() -> None:
