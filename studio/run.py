@@ -1,7 +1,7 @@
 """A run: one folder, one request, from the prompt to the files; resumable at any moment.
 
 runs/<name>/  request.json  events.jsonl  checkpoints/  previews/  result.glb  report.json  turntable.webp
-              contact_sheet.png
+              contact_sheet.png  splats.ply (of gaussians)
 """
 
 import json

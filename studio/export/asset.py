@@ -15,12 +15,14 @@ from torch import Tensor
 
 from representations.cameras import Cameras, orbit
 from representations.scene import Mesh, RenderOutput, Scene
+from representations.splat_scene import SplatScene
 from studio.checkpoints import write_atomically
 from studio.export.bake import Baked, bake
 from studio.export.cleanup import clean, is_watertight
 from studio.export.glb import glb_bytes, load_glb
 from studio.export.measure import iou, psnr
 from studio.export.pictures import Row, contact_sheet, turntable
+from studio.export.splat_ply import splat_ply_bytes
 from studio.export.unwrap import Unwrapped, unwrap
 from studio.export.validate import validate_glb
 
@@ -111,6 +113,8 @@ def export_asset(
 ) -> Generator[str, None, AssetReport]:
     """Write ``result.glb``, ``turntable.webp`` and ``contact_sheet.png`` into ``folder``, each whole or not at all.
 
+    A cloud of gaussians also leaves ``splats.ply``, before anything is made of it that could fail.
+
     Yields the name of each phase as it begins (extract, clean, unwrap, bake, write, measure, pictures) and returns the
     report: ``report = yield from export_asset(...)``.
 
@@ -128,6 +132,9 @@ def export_asset(
         OSError: the folder cannot be written.
     """
     clock = _Clock()
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(scene, SplatScene):
+        write_atomically(folder / "splats.ply", splat_ply_bytes(scene))
     phases = textured(
         scene, faces=faces, texture=texture, grid=grid, unwrap_timeout=unwrap_timeout, smoothing=smoothing
     )
@@ -136,7 +143,6 @@ def export_asset(
     path = folder / "result.glb"
 
     yield clock.start("write")
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, glb_bytes(mesh, settings))
 
     yield clock.start("measure")

@@ -10,10 +10,15 @@ import torch
 from representations.cameras import orbit
 from representations.hash_field import FieldScene, HashField
 from representations.kinds import AnyRepresentation
-from representations.scene import EmptySceneError
+from representations.scene import EmptySceneError, Scene
+from representations.splat_scene import SplatScene
+from representations.splats import Densify, Splats
 from studio.codec import decode, encode, members
 
-SMALL: dict[str, Any] = {"HashField": HashField(levels=(4, 8, 16), occupancy_cells=8)}
+SMALL: dict[str, Any] = {
+    "HashField": HashField(levels=(4, 8, 16), occupancy_cells=8),
+    "Splats": Splats(count=600, most=900, position_rate=0.004, densify=Densify(begin=4, every=4, until=40)),
+}
 """Quick knobs of each kind; a kind that is missing here is tested with its defaults."""
 KINDS = [SMALL.get(name, kind()) for name, kind in members(AnyRepresentation).items()]
 CPU = torch.device("cpu")
@@ -113,22 +118,29 @@ def fitted(knobs: Any, steps: int):
 def test_learns_a_ball_and_hands_out_its_surface(knobs: Any):
     scene = fitted(knobs, 60).scene().detach()
     white = torch.ones(2, 3)
-    error = (scene.render(look(48), white).rgb - Ball().target(look(48), white)).square().mean()
+    error = (scene.render(look(), white).rgb - Ball().target(look(), white)).square().mean()
     assert -10 * error.log10() > 20
     mesh = scene.to_mesh(32)
     radius = mesh.vertices.norm(dim=1)
-    assert abs(radius.median() - 0.5) < 0.06 and len(mesh.faces) > 100
+    assert abs(radius.median() - 0.5) < 0.07 and len(mesh.faces) > 100
     outward = torch.nn.functional.normalize(mesh.vertices, dim=1)
     colour = scene.surface_colour(mesh.vertices, outward).median(0).values
     torch.testing.assert_close(colour, torch.tensor([0.9, 0.1, 0.1]), atol=0.1, rtol=0)
 
 
 def test_an_empty_scene_has_no_mesh_and_says_why(knobs: Any):
-    scene = fresh(knobs).scene().detach()
-    if isinstance(scene, FieldScene):
-        empty = dataclasses.replace(scene, raw=torch.full_like(scene.raw, -20.0))
-        with pytest.raises(EmptySceneError, match=r"\d"):
-            empty.to_mesh(16)
+    with pytest.raises(EmptySceneError, match=r"\d"):
+        emptied(fresh(knobs).scene().detach()).to_mesh(16)
+
+
+def emptied(scene: Scene) -> Scene:
+    """The scene with nothing in it; a new kind needs its own line here."""
+    match scene:
+        case FieldScene():
+            return dataclasses.replace(scene, raw=torch.full_like(scene.raw, -20.0))
+        case SplatScene():
+            return dataclasses.replace(scene, logit_opacities=torch.full_like(scene.logit_opacities, -20.0))
+    raise NotImplementedError(f"how is a {type(scene).__name__} emptied?")
 
 
 def test_field_levels_must_nest():
