@@ -59,9 +59,9 @@ class Drawing:
     transmittance: Float[Tensor, "b h w"]
     records: Float[Tensor, "b n 12"]
     """Gaussians on the screen."""
-    begin: Int[Tensor, " slots"]
+    begin: Int[Tensor, " slot_ends"]
     """First slot of each gaussian in each view, and their number; a slot is a gaussian in a tile."""
-    tile_begin: Int[Tensor, " tiles"]
+    tile_begin: Int[Tensor, " bounds"]
     """First pair of each tile of each view, and their number; a pair is a gaussian in a tile, in depth order."""
     pair_gaussian: Int[Tensor, " pairs"]
     pair_slot: Int[Tensor, " pairs"]
