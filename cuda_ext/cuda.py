@@ -289,8 +289,8 @@ def _open(program: Program, index: int) -> Callable[[str], Any]:
         make = _core().ObjectCode.from_cubin if architecture.startswith("sm_") else _core().ObjectCode.from_ptx
         return functools.cache(make(code, name=str(program)).get_kernel)
     except Exception as error:  # a driver that is missing or older than NVRTC; cuda.core has no public type for it
-        raise CudaError(f"the driver could not load {program} ({architecture}): {error}; is it older than CUDA "
-                        f"{'.'.join(map(str, nvrtc_version()))}?") from error  # fmt: skip
+        version = ".".join(map(str, nvrtc_version()))
+        raise CudaError(f"the driver could not load {program} ({architecture}, CUDA {version}): {error}") from error
 
 
 def _bind(index: int) -> None:

@@ -26,7 +26,8 @@ _WARP_BLOCK = (_WARPS * 32, 1, 1)
 _MOMENTS, _CHANNELS = 6, 4
 _RECORD = 12  # floats
 _BINS_FROM = 2048
-"""Gaussians from which a picture of more than one bin is binned; below, a tile's scan of all is cheaper."""
+"""Gaussians from which a picture of more than one bin is binned; below, a tile's scan of all should be cheaper (an
+estimate from instruction counts, not measured)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Room:
     def rows(self, kind: str, where: tuple, unit: int, bound: int) -> int:
         """Rows to set aside: for ``unit`` gaussians in views, ``bound`` rows at the very most."""
         key = (kind, *where)
-        coming = self._coming.get(key)
+        coming = None if _capturing() else self._coming.get(key)
         if coming and coming.arrived():
             self.needed[key] = int(coming.host[0]) / coming.unit
             del self._coming[key]
@@ -61,8 +62,13 @@ class Room:
     def watch(self, kind: str, where: tuple, unit: int, total: Tensor) -> None:
         """Have a number that is being computed on the device read at a later step."""
         key = (kind, *where)
-        if key not in self._coming and unit and not (total.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if key not in self._coming and unit and not _capturing():
             self._coming[key] = _Coming.of(total, unit)
+
+
+def _capturing() -> bool:
+    """Whether a CUDA graph is being made, which may contain neither queries of events nor copies that we read."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cuda_ext import compile_check, cuda
-from cuda_ext.cuda import CudaError, Program
+from cuda_ext.cuda import CudaError
+from tests.cuda_ext.own_program import OwnProgram
 
 GOOD = 'extern "C" __global__ void __launch_bounds__(32) twice(float* x) { x[threadIdx.x] *= FACTOR; }\n'
 SPILLS = """// registers: 255
@@ -19,17 +19,6 @@ extern "C" __global__ void __launch_bounds__(1024, 2) greedy(float* x, const int
     for (int i = 0; i < 64; i++) x[i * 1024 + threadIdx.x] = kept[i];
 }
 """
-
-
-@dataclass(frozen=True)
-class OwnProgram(Program):
-    """A program outside the package."""
-
-    folder: Path = Path()
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.name}.cu"
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cuda_ext import cuda_hashgrid
 from cuda_ext.hashgrid import GridLayout, hash_encode
-from tests.cuda_ext.emulator import COMPILER, Emulator
+from tests.cuda_ext.emulator import Emulator, needs_compiler
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++ or clang++")
+pytestmark = needs_compiler
 
 EMULATOR = Emulator()
 
@@ -40,11 +40,9 @@ def assert_agrees(layout: GridLayout, n: int, weights: Tensor | None = None, emu
     table.requires_grad_()
     expected = hash_encode(points, table, layout, weights, backend="reference")
     expected.backward(pull)
-    # Off the vertices by rounding, the fine levels' weights and slopes differ between formulas.
-    finest = max(layout.resolutions)
-    torch.testing.assert_close(out, expected, atol=2e-6 * finest, rtol=1e-5)
-    torch.testing.assert_close(pulled[0], table.grad, atol=1e-5 * finest, rtol=1e-4)
-    torch.testing.assert_close(pulled[1], points.grad, atol=1e-5 * finest**2, rtol=1e-4)
+    torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(pulled[0], table.grad, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(pulled[1], points.grad, atol=2e-3, rtol=1e-5)  # sums of slopes of some hundreds
 
 
 @pytest.mark.parametrize("features", [1, 2, 4, 8])

@@ -12,13 +12,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from torch import Tensor
 
+from cuda_ext import native
 from cuda_ext.cuda import Argument, Program, Shape
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 _TRAPS = "alignment,shift-exponent,integer-divide-by-zero,signed-integer-overflow,float-cast-overflow,bounds,null"
+
+
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None and not native.required(), reason="the emulator of the CUDA kernels needs g++ or clang++"
+)
 
 
 class EmulatorError(RuntimeError):

@@ -54,6 +54,7 @@ inline short4 make_short4(short x, short y, short z, short w) { return {x, y, z,
 extern char __start_emulated_shared[] __attribute__((weak));
 extern char __stop_emulated_shared[] __attribute__((weak));
 
+namespace dreamkiln {}
 namespace emulator {
 
 enum class Collective { none, barrier, ballot, shuffle };
@@ -266,10 +267,10 @@ template <class T> T unpack(uint64_t bits) {
 
 }  // namespace emulator
 
-#define EMULATE(kernel)                                                                                           \
-  extern "C" const char* emulate_##kernel(unsigned count, void** arguments, unsigned gx, unsigned gy, unsigned gz, \
-                                          unsigned bx, unsigned by, unsigned bz, bool backward) {                 \
-    return emulator::launch(kernel, count, arguments, {gx, gy, gz}, {bx, by, bz}, backward);                      \
+#define EMULATE(kernel)                                                                                             \
+  extern "C" const char* emulate_##kernel(unsigned count_, void** values_, unsigned gx_, unsigned gy_, unsigned gz_, \
+                                          unsigned bx_, unsigned by_, unsigned bz_, bool backward_) {                \
+    return emulator::launch(kernel, count_, values_, {gx_, gy_, gz_}, {bx_, by_, bz_}, backward_);                   \
   }
 
 #define threadIdx (emulator::self->thread)
