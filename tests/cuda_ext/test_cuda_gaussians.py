@@ -1,4 +1,4 @@
-"""The CUDA splat kernels, run by the emulator, against the plain-torch reference: pictures and every gradient."""
+"""The CUDA splat kernels, run by the emulator, against plain torch and the CPU: pictures, every gradient."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace

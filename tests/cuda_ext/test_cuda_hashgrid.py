@@ -1,4 +1,4 @@
-"""The CUDA hash-grid kernels, run by the emulator, against the plain-torch reference: values and every gradient."""
+"""The CUDA hash-grid kernels, run by the emulator, against plain torch and the CPU: values, every gradient."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_ext import cuda_hashgrid
+from cuda_ext import cuda_hashgrid, native
 from cuda_ext.hashgrid import GridLayout, hash_encode
 from tests.cuda_ext.emulator import Emulator, needs_compiler
 
@@ -36,13 +36,13 @@ def assert_agrees(layout: GridLayout, n: int, weights: Tensor | None = None, emu
     points, table, pull = scattered(layout, n)
     out = cuda_hashgrid.forward(points, table, weights, layout, emulator)
     pulled = cuda_hashgrid.backward(pull, points, table, weights, layout, True, True, emulator)
-    points.requires_grad_()
-    table.requires_grad_()
-    expected = hash_encode(points, table, layout, weights, backend="reference")
-    expected.backward(pull)
-    torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(pulled[0], table.grad, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(pulled[1], points.grad, atol=2e-3, rtol=1e-5)  # sums of slopes of some hundreds
+    for backend in ("reference", "native") if native.available() or native.required() else ("reference",):
+        leaves = points.clone().requires_grad_(), table.clone().requires_grad_()
+        expected = hash_encode(*leaves, layout, weights, backend=backend)
+        expected.backward(pull)
+        torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(pulled[0], leaves[1].grad, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(pulled[1], leaves[0].grad, atol=2e-3, rtol=1e-5)  # sums of slopes of some hundreds
 
 
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
