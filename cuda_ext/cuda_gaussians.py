@@ -52,7 +52,7 @@ class Room:
     def rows(self, kind: str, where: tuple, unit: int, bound: int) -> int:
         """Rows to set aside: for ``unit`` gaussians in views, ``bound`` rows at the very most."""
         key = (kind, *where)
-        coming = None if _capturing() else self._coming.get(key)
+        coming = None if _capturing(where[0]) else self._coming.get(key)
         if coming and coming.arrived():
             self.needed[key] = int(coming.host[0]) / coming.unit
             del self._coming[key]
@@ -62,13 +62,13 @@ class Room:
     def watch(self, kind: str, where: tuple, unit: int, total: Tensor) -> None:
         """Have a number that is being computed on the device read at a later step."""
         key = (kind, *where)
-        if key not in self._coming and unit and not _capturing():
+        if key not in self._coming and unit and not _capturing(total.device):
             self._coming[key] = _Coming.of(total, unit)
 
 
-def _capturing() -> bool:
+def _capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being made, which may contain neither queries of events nor copies that we read."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @dataclass(frozen=True)

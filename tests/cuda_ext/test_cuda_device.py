@@ -1,6 +1,10 @@
-"""The CUDA kernels on a GPU: against the CPU, in a CUDA graph, without waiting, repeatable. Skipped without a GPU."""
+"""The CUDA kernels on a GPU: against the CPU, in a CUDA graph, without waiting, repeatable. Skipped without a GPU.
+
+Worth a run under ``compute-sanitizer python -m pytest tests/cuda_ext/test_cuda_device.py`` after changes to kernels.
+"""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import pytest
@@ -17,12 +21,14 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA G
 LAYOUT = GridLayout.geometric(levels=6, base=8, finest=128, table=2**12, features=2)
 
 
-@pytest.fixture
+@contextmanager
 def no_waiting() -> Iterator[None]:
     """Whatever makes the host wait for the GPU raises."""
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def moved(scene: SplatScene, device: str) -> SplatScene:
@@ -63,10 +69,11 @@ def test_splat_gradients_are_the_same_in_every_run() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, gradients(scene), strict=True))
 
 
-def test_splats_do_not_wait_for_the_gpu(no_waiting: None) -> None:
+def test_splats_do_not_wait_for_the_gpu() -> None:
     scene = moved(ball(3000, (128, 200), views=2), "cuda")
-    for _ in range(3):
-        gradients(scene)
+    with no_waiting():
+        for _ in range(3):
+            gradients(scene)
 
 
 def test_a_render_step_can_be_captured_in_a_graph() -> None:
@@ -94,10 +101,10 @@ def hash_gradients(points: Tensor, table: Tensor, backend: Backend) -> list[Tens
     return [out.detach(), *torch.autograd.grad(out, [points, table], pull)]
 
 
-def test_the_hash_grid_on_the_gpu_agrees_with_the_cpu(no_waiting: None) -> None:
+def test_the_hash_grid_on_the_gpu_agrees_with_the_cpu_and_does_not_wait() -> None:
     points, table = torch.rand(5000, 3) * 1.2 - 0.1, torch.randn(LAYOUT.rows, 2)
-    cuda_points, cuda_table = points.pin_memory().cuda(non_blocking=True), table.pin_memory().cuda(non_blocking=True)
-    on_gpu = hash_gradients(cuda_points, cuda_table, "native")
-    torch.cuda.set_sync_debug_mode("default")
-    for gpu, cpu in zip(on_gpu, hash_gradients(points, table, "reference"), strict=True):
+    on_gpu = points.cuda(), table.cuda()
+    with no_waiting():
+        found = hash_gradients(*on_gpu, "native")
+    for gpu, cpu in zip(found, hash_gradients(points, table, "reference"), strict=True):
         torch.testing.assert_close(gpu.cpu(), cpu, atol=1e-4, rtol=1e-4)
