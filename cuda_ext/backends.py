@@ -35,7 +35,7 @@ def available(operation: str, device: torch.device) -> list[Backend]:
     """Backends that can run an operation on a device here, ours first."""
     mine: list[Backend] = ["native"] if lack(device.type) is None else []
     peers = [p for p in PEERS.get(operation, ()) if device.type == "cuda" and find_spec(p) is not None]
-    return [*mine, "reference", *peers]
+    return ours + peers
 
 
 def choose(operation: str, backend: str, device: torch.device, peers: Sequence[str] = ()) -> str:

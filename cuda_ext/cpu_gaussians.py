@@ -50,12 +50,9 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A picture, and what its gradients need."""
+class Saved:
+    """What gradients need of the drawing, beside the picture."""
 
-    image: Float[Tensor, "b c h w"]
-    """Red, green, blue, alpha, depth, features."""
-    radius: Float[Tensor, "b n"]
     transmittance: Float[Tensor, "b h w"]
     records: Float[Tensor, "b n 12"]
     """Gaussians on the screen."""
@@ -83,35 +80,47 @@ class Gradients:
     background: Float[Tensor, "b 3"]
 
 
-def draw(inputs: Inputs, size: tuple[int, int], near: float) -> Drawing:
-    """Project, list and blend."""
+def draw(
+    inputs: Inputs, size: tuple[int, int], near: float
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b n"], Saved]:
+    """Project, list and blend.
+
+    Returns:
+        The picture (red, green, blue, alpha, depth, features), the radii, and what ``pull`` needs.
+    """
     n, b, (h, w) = len(inputs.means), len(inputs.pose), size
     kind, tiles = inputs.means, -(-h // _TILE) * -(-w // _TILE)
     begin = torch.empty(b * n + 1, dtype=torch.int64)
-    first = {"records": kind.new_empty(b, n, _RECORD), "radius": kind.new_empty(b, n), "begin": begin}
+    first = {"records": kind.new_empty(b, n, _RECORD), "begin": begin}
+    radius = kind.new_empty(b, n)
     call = _call(inputs, size, near)
-    _point(call, first)
+    _point(call, first | {"radius": radius})
     pairs = _functions(kind.dtype)["project"](ctypes.byref(call))
     second = {
         "tile_begin": torch.empty(b * tiles + 1, dtype=torch.int64),
         "pair_gaussian": torch.empty(pairs, dtype=torch.int32),
         "pair_slot": torch.empty(pairs, dtype=torch.int32),
         "reached": torch.empty(b * tiles, dtype=torch.int32),
-        "image": kind.new_empty(b, 5 + inputs.features.shape[1], h, w),
         "transmittance": kind.new_empty(b, h, w),
     }
-    _point(call, second)
+    image = kind.new_empty(b, 5 + inputs.features.shape[1], h, w)
+    _point(call, second | {"image": image})
     if _functions(kind.dtype)["draw"](ctypes.byref(call)):
         raise MemoryError(f"not enough memory to draw {n} gaussians in {b} views of {w} x {h} pixels")
-    return Drawing(**first, **second)
+    return image, radius, Saved(**first, **second)
 
 
 def pull(
-    inputs: Inputs, drawing: Drawing, gradient: Float[Tensor, "b c h w"], size: tuple[int, int], near: float
+    inputs: Inputs,
+    image: Float[Tensor, "b c h w"],
+    saved: Saved,
+    gradient: Float[Tensor, "b c h w"],
+    size: tuple[int, int],
+    near: float,
 ) -> Gradients:
     """Gradients of the inputs, given that of the picture (contiguous)."""
     call = _call(inputs, size, near)
-    _point(call, {name: getattr(drawing, name) for name in _POINTERS if hasattr(drawing, name)})
+    _point(call, vars(saved) | {"image": image})
     probe = torch.empty_like(inputs.logit_opacities)
     sources = vars(inputs) | {"probe": probe}
     gradients = {name: torch.empty_like(sources[name]) for name in Gradients.__dataclass_fields__}

@@ -2,10 +2,9 @@
 
 ``torch.ops.dreamkiln.rasterize_gaussians`` and ``..._backward`` are opaque to torch.compile and known to autograd. What
 backward needs beyond the picture (gaussians on the screen, lists of tiles) is returned as a list of tensors, whose
-meaning is the device's own: ``cpu_gaussians.Drawing`` or ``cuda_gaussians.Saved``.
+meaning is the device's own: ``cpu_gaussians.Saved`` or ``cuda_gaussians.Saved``.
 """
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -32,20 +31,17 @@ def rasterize(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 # --- CPU --------------------------------------------------------------------------------------------------------------
 
-_CPU_SAVED = tuple(field.name for field in fields(cpu_gaussians.Drawing) if field.name not in ("image", "radius"))
-
 
 def _cpu_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     gaussians, (_, *views, height, width, near) = arguments[:6], arguments[6:]
-    drawing = cpu_gaussians.draw(_inputs(gaussians, views), (height, width), near)
-    return drawing.image, drawing.radius, [getattr(drawing, name) for name in _CPU_SAVED]
+    image, radius, saved = cpu_gaussians.draw(_inputs(gaussians, views), (height, width), near)
+    return image, radius, list(vars(saved).values())
 
 
 def _cpu_backward(*arguments: Any) -> tuple[Tensor, ...]:
     gaussians, (*views, height, width, near, image, saved, gradient) = arguments[:6], arguments[6:]
-    drawing = cpu_gaussians.Drawing(image=image, radius=image, **dict(zip(_CPU_SAVED, saved, strict=True)))
-    inputs = _inputs(gaussians, views)
-    pulled = cpu_gaussians.pull(inputs, drawing, gradient.contiguous(), (height, width), near)
+    inputs, kept = _inputs(gaussians, views), cpu_gaussians.Saved(*saved)
+    pulled = cpu_gaussians.pull(inputs, image, kept, gradient.contiguous(), (height, width), near)
     return tuple(getattr(pulled, name) for name in _ORDER)
 
 

@@ -33,7 +33,7 @@ SH_3 = (0.59004358992664352, 2.8906114426405538, 0.45704579946446572, 0.37317633
 
 
 @dataclass(frozen=True)
-class _Camera:
+class Camera:
     """One view, with the axes that projection uses: x right, y down, z forward."""
 
     rotation: Float[Tensor, "3 3"]  # world to camera
@@ -44,7 +44,7 @@ class _Camera:
 
 
 @dataclass(frozen=True)
-class _Projected:
+class Projected:
     """Gaussians on the screen."""
 
     mean: Float[Tensor, "m 2"]  # pixels
@@ -78,16 +78,17 @@ def rasterize(
     flip = pose.new_tensor([[1.0], [-1.0], [-1.0]])
     pictures, radii = [], []
     for i in range(len(pose)):
-        camera = _Camera(flip * pose[i, :3, :3].T, pose[i, :3, 3], focal[i], *size)
+        camera = Camera(flip * pose[i, :3, :3].T, pose[i, :3, 3], focal[i], *size)
         drawn, radius = _drawn(gaussians, features, camera, near)
-        seen = _project(*(part.index_select(0, drawn) for part in gaussians), camera)
+        seen = project(*[part.index_select(0, drawn) for part in gaussians], camera=camera)
         mean = _Probe.apply(seen.mean, probe, drawn, camera)
         channels = torch.cat([seen.colour, seen.depth[:, None], features.index_select(0, drawn)], 1)
         record = torch.cat([mean, seen.conic, seen.opacity[:, None], channels], 1)
         pictures.append(_blend(record, seen.extent.detach(), background[i], camera))
         radii.append(radius)
-    if not pictures:
-        return means.new_zeros(0, 5 + features.shape[1], *size), means.new_zeros(0, len(means))
+    if not pictures:  # yet on the graph of every input
+        nothing = torch.stack([part.sum() for part in (*gaussians, background, features, probe)]).sum()
+        return nothing.expand(0, 5 + features.shape[1], *size), means.new_zeros(0, len(means))
     return torch.stack(pictures), torch.stack(radii)
 
 
@@ -96,7 +97,7 @@ def rasterize(
 
 @torch.no_grad()
 def _drawn(
-    gaussians: tuple[Tensor, ...], features: Tensor, camera: _Camera, near: float
+    gaussians: tuple[Tensor, ...], features: Tensor, camera: Camera, near: float
 ) -> tuple[Int[Tensor, " m"], Float[Tensor, " n"]]:
     """The gaussians to draw, near to far, and the radius of every gaussian."""
     means, _, quaternions, _, _ = gaussians
@@ -106,7 +107,7 @@ def _drawn(
     fine &= quaternions.norm(dim=-1) >= QUATERNION_MIN
     fine &= ((means - camera.eye) @ camera.rotation[2]) >= near
     index = fine.nonzero()[:, 0]
-    seen = _project(*(part[index] for part in gaussians), camera)
+    seen = project(*[part[index] for part in gaussians], camera=camera)
     finite = torch.cat([seen.mean, seen.conic, seen.colour, seen.extent], 1).isfinite().all(1)
     low, high = seen.mean - seen.extent, seen.mean + seen.extent
     inside = (high > 0).all(1) & (low[:, 0] < camera.width) & (low[:, 1] < camera.height)
@@ -117,9 +118,9 @@ def _drawn(
     return index[keep][order], radius
 
 
-def _project(
-    means: Tensor, log_scales: Tensor, quaternions: Tensor, logits: Tensor, sh: Tensor, camera: _Camera
-) -> _Projected:
+def project(
+    means: Tensor, log_scales: Tensor, quaternions: Tensor, logits: Tensor, sh: Tensor, camera: Camera
+) -> Projected:
     offset = means - camera.eye
     x, y, z = (offset @ camera.rotation.T).unbind(-1)
     focal, limit = camera.focal, torch.stack([0 * camera.focal + camera.width, 0 * camera.focal + camera.height])
@@ -136,7 +137,7 @@ def _project(
     xx, yy = xx + LOW_PASS, yy + LOW_PASS
     opacity = logits.sigmoid()
     sigmas = (2 * (opacity / ALPHA_MIN).log()).clamp_min(0).sqrt().clamp_max(EXTENT_MAX)
-    return _Projected(
+    return Projected(
         mean=focal * torch.stack([x / z, y / z], -1)
         + torch.stack([x.new_tensor(camera.width), x.new_tensor(camera.height)]) / 2,
         conic=torch.stack([yy, -xy, xx], -1) / determinant[:, None],
@@ -190,7 +191,7 @@ class _Probe(torch.autograd.Function):
     """The identity on means on the screen; ``probe`` receives the norm of their gradient in a half picture's units."""
 
     @staticmethod
-    def forward(ctx, mean: Tensor, probe: Tensor, drawn: Tensor, camera: _Camera) -> Tensor:
+    def forward(ctx, mean: Tensor, probe: Tensor, drawn: Tensor, camera: Camera) -> Tensor:
         ctx.save_for_backward(drawn)
         ctx.half, ctx.count = (camera.width / 2, camera.height / 2), len(probe)
         return mean.view_as(mean)
@@ -205,7 +206,7 @@ class _Probe(torch.autograd.Function):
 # --- blending ---------------------------------------------------------------------------------------------------------
 
 
-def _blend(record: Float[Tensor, "m r"], extent: Tensor, background: Tensor, camera: _Camera) -> Float[Tensor, "c h w"]:
+def _blend(record: Float[Tensor, "m r"], extent: Tensor, background: Tensor, camera: Camera) -> Float[Tensor, "c h w"]:
     """Front to back over ``record``: mean, conic, opacity, and the channels; nearest first."""
     pixels, channels = camera.height * camera.width, record.shape[1] - 6
     gaussian, pixel = _pairs(record.detach(), extent, camera)
@@ -234,7 +235,7 @@ def _alpha(own: Float[Tensor, "p r"], pixel: Int[Tensor, " p"], width: int) -> F
 
 @torch.no_grad()
 def _pairs(
-    record: Float[Tensor, "m r"], extent: Float[Tensor, "m 2"], camera: _Camera
+    record: Float[Tensor, "m r"], extent: Float[Tensor, "m 2"], camera: Camera
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """Rows of ``record`` and pixels that count, sorted by pixel, then by row."""
     slack = 0.01  # alpha decides, not the rounding of the rectangle

@@ -102,10 +102,11 @@ def _find() -> Path:
     name = {"win32": "dreamkiln_native.dll", "darwin": "libdreamkiln_native.dylib"}.get(
         sys.platform, "libdreamkiln_native.so"
     )
-    # An editable installation has two folders: the checkout, and the one that the build was installed to.
-    places = [Path(place) / name for place in cuda_ext.__path__]
-    for path in places:
-        if path.is_file():
-            return path
-    looked = ", ".join(str(path.parent) for path in places)
+    # An editable installation has two folders: the checkout, and the one that the build was installed to. The package's
+    # path has both, but not where another importer than the installation's own found the checkout.
+    folders = [Path(place) for place in cuda_ext.__path__] + [Path(place) / "cuda_ext" for place in sys.path]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    looked = ", ".join(cuda_ext.__path__)
     raise NoLibrary(f"no compiled CPU kernels in {looked}: they were not built when this was installed. {_CURE}")
