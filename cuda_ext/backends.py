@@ -33,8 +33,8 @@ def using(backend: Backend) -> Iterator[None]:
 
 def available(operation: str, device: torch.device) -> list[Backend]:
     """Backends that can run an operation on a device here, ours first."""
-    mine: list[Backend] = ["native"] if lack(device.type) is None else []
-    peers = [p for p in PEERS.get(operation, ()) if device.type == "cuda" and find_spec(p) is not None]
+    ours: list[Backend] = ["native", "reference"] if lack(device.type) is None else ["reference"]
+    peers: list[Backend] = [p for p in PEERS.get(operation, ()) if device.type == "cuda" and find_spec(p) is not None]
     return ours + peers
 
 
