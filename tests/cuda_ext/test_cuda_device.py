@@ -107,4 +107,4 @@ def test_the_hash_grid_on_the_gpu_agrees_with_the_cpu_and_does_not_wait() -> Non
     with no_waiting():
         found = hash_gradients(*on_gpu, "native")
     for gpu, cpu in zip(found, hash_gradients(points, table, "reference"), strict=True):
-        torch.testing.assert_close(gpu.cpu(), cpu, atol=1e-4, rtol=1e-4)
+        assert (gpu.cpu() - cpu).norm() < 1e-4 * cpu.norm()
