@@ -14,6 +14,7 @@ OK, FAILED, BAD_USAGE = 0, 1, 2
 VERBS: dict[str, str] = {
     "generate": "Make a textured GLB from a prompt",
     "resume": "Go on with a run that was stopped or killed",
+    "bench": "Time the kernels here, next to their plain-torch forms",
     "doctor": "Examine the installation and say what is missing",
     "train-prior": "Train the bundled prior anew",
 }
@@ -57,6 +58,8 @@ def _function(verb: str) -> Callable[[list[str]], int]:
         from studio.verbs import generate as function
     elif verb == "resume":
         from studio.verbs import resume as function
+    elif verb == "bench":
+        from studio.verbs import bench as function
     elif verb == "doctor":
         from studio.verbs import doctor as function
     else:

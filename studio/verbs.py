@@ -68,6 +68,23 @@ class Doctor:
     """Examine the installation and say what is missing."""
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Time the kernels on this machine, next to their plain-torch forms and to installed peers.
+
+    Exit status 1 if a ratio is under its gate.
+    """
+
+    json: Path | None = None
+    """File for the figures, with the machine and the date."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    only: str = ""
+    """Only cases whose name holds this, e.g. "hash" or "64 px"."""
+    quick: bool = False
+    """Half a second a case and no plain-torch form that takes longer: for a first look."""
+
+
 class UsageError(ValueError):
     """A command line that asks for what there is not."""
 
@@ -96,6 +113,20 @@ def resume(arguments: list[str]) -> int:
     from studio.run import resume_run
 
     return _follow(lambda stop: resume_run(options.run, options.device, stop), options.json)
+
+
+def bench(arguments: list[str]) -> int:
+    """``studio bench``."""
+    options = tyro.cli(Bench, args=arguments, prog="studio bench")
+    from studio.bench import show
+    from studio.run import RunError, choose_device
+
+    try:
+        return show(choose_device(options.device), options.only, options.quick, options.json)
+    except RunError as problem:
+        return _complain(str(problem), BAD_USAGE)
+    except OSError as problem:
+        return _complain(_in_words(problem), FAILED)
 
 
 def doctor(arguments: list[str]) -> int:
