@@ -119,11 +119,14 @@ def test_bins_change_nothing() -> None:
     assert_agrees(scene, bins=True)
 
 
-def test_bins_that_overflow_are_scanned_whole() -> None:
-    scene = ball(200, (72, 136), views=2)
+@pytest.mark.parametrize("backward", [False, True])
+def test_bins_of_many_gaussians_and_bins_that_overflow(backward: bool) -> None:
+    scene, emulator = ball(700, (72, 80), views=2, scale=0.04), Emulator(backward)
     full = cuda_draw(scene, bins=False)[1]
-    needed = int(cuda_draw(scene, bins=True, space=room(bins=100.0))[1].bin_ends[-1])
-    part = cuda_draw(scene, bins=True, space=room(bins=0.5 * needed / 400))[1]
+    binned = cuda_draw(scene, bins=True, emulator=emulator, space=room(bins=100.0))[1]
+    assert torch.equal(binned.image, full.image)
+    needed = int(binned.bin_ends[-1])
+    part = cuda_draw(scene, bins=True, emulator=emulator, space=room(bins=0.5 * needed / 1400))[1]
     assert 0 < (part.bin_ends > len(part.bin_ranks)).sum() < len(part.bin_ends)
     assert torch.equal(part.image, full.image)
 

@@ -79,9 +79,7 @@ DREAMKILN_FN void for_each_meeting(const Candidates& all, const Rectangle* recta
             const int count = queued < 32 ? queued : 32;
             if (!draw(count)) return;
             queued -= count;
-            const int next = lane < queued ? queue[lane + 32] : 0;
-            __syncwarp();
-            queue[lane] = next;
+            if (lane < queued) queue[lane] = queue[lane + 32];  // from the upper half to the lower
             __syncwarp();
         }
         if (last) return;
