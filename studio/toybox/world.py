@@ -194,15 +194,17 @@ def distances(kind: str, points: Float[Tensor, "n 3"]) -> Float[Tensor, "parts n
     return torch.stack([part.distance(points) for part in PARTS[kind]])
 
 
-_WEIGHT = [1 if kind in ("sphere", "cube", "cylinder", "cone") else 2 for kind in KINDS]
+_SHARE = {"sphere": 1, "cube": 1, "cylinder": 1, "cone": 1, "mushroom": 2, "table": 2, "chair": 2, "tree": 2}
+_WEIGHTS = [_SHARE.get(kind, 4) for kind in KINDS]
 
 
 def random_toy(rng: random.Random) -> Toy:
     """A kind and its colours; most of the two-coloured kinds name both.
 
-    Colours are equally likely; primitives come half as often as the kinds that have parts, being learnt in no time.
+    Colours are equally likely. What takes longest to learn comes most often: kinds of two colours, and those with a
+    handle, wheels or a hole, four times as often as primitives and twice as often as the others.
     """
-    kind = rng.choices(KINDS, _WEIGHT)[0]
+    kind = rng.choices(KINDS, _WEIGHTS)[0]
     first, second = rng.choice(list(COLOURS)), rng.choice(list(COLOURS))
     return Toy(kind, first, second if kind in SECOND_WORD and rng.random() < 0.7 else None)
 
