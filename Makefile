@@ -39,7 +39,7 @@ $(BIN)/pip:
 # Where there is a C++ compiler, kernels that do not build are an error; where there is none, plain torch runs. --------
 
 COMPILER := $(firstword $(foreach name,$(CXX) c++ g++ clang++,$(shell command -v $(name) 2>/dev/null)))
-KERNELS := cuda_ext/CMakeLists.txt $(wildcard cuda_ext/csrc/cpu/* cuda_ext/csrc/include/*)
+KERNELS := $(wildcard cuda_ext/CMakeLists.txt cuda_ext/csrc/cpu/* cuda_ext/csrc/include/*)
 INSTALL_EDITABLE = $(if $(COMPILER),DREAMKILN_REQUIRE_NATIVE=1) $(PIP_INSTALL) -e
 WARN_SLOW = @$(if $(COMPILER),:,echo "No C++ compiler was found: the kernels run in plain torch, many times slower. \
 	Install g++ or clang, then: make clean install" >&2)

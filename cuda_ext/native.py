@@ -104,9 +104,9 @@ def _find() -> Path:
     )
     # An editable installation has two folders: the checkout, and the one that the build was installed to. The package's
     # path has both, but not where another importer than the installation's own found the checkout.
-    folders = [Path(place) for place in cuda_ext.__path__] + [Path(place) / "cuda_ext" for place in sys.path]
+    folders = [*map(Path, cuda_ext.__path__), *(Path(place) / "cuda_ext" for place in sys.path)]
     for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
+        if (path := folder / "lib" / name).is_file():
+            return path
     looked = ", ".join(cuda_ext.__path__)
     raise NoLibrary(f"no compiled CPU kernels in {looked}: they were not built when this was installed. {_CURE}")
