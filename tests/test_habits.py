@@ -38,9 +38,10 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 # Late imports ---------------------------------------------------------------------------------------------------------
 
 IMPORT_ALL = """
-import importlib, pkgutil, sys
+import importlib, os, pkgutil, sys
 package = importlib.import_module(sys.argv[1])
-for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+own = os.path.dirname(package.__file__)  # an editable installation adds the checkout's root for the assets
+for module in pkgutil.walk_packages([own], package.__name__ + "."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 print(*{name.partition(".")[0] for name in sys.modules})
