@@ -238,7 +238,31 @@ struct Blocks {
     static constexpr int lanes = LaneTraits<F>::count;
     static constexpr int across = lanes < kTile ? lanes : kTile, down = lanes / across;
     static constexpr int columns = kTile / across, rows = kTile / down, count = columns * rows;
+    // Few blocks: to go through all of them, unrolled and in registers, is cheaper than to find out which are met and to
+    // have the processor guess how many come.
+    static constexpr bool all = count <= 8;
 };
+
+// Calls visit(column, row) for the blocks of a range, or for all where that is cheaper.
+template <class F, class Range, class Visit>
+DREAMKILN_FN void for_each_block_column(const Range& range, Visit visit) {
+    using B = Blocks<F>;
+    if constexpr (B::all) {
+        for (int column = 0; column < B::columns; column++) visit(column);
+    } else {
+        for (int column = range.left; column <= range.right; column++) visit(column);
+    }
+}
+template <class F, class Range, class Visit>
+DREAMKILN_FN void for_each_block_row(const Range& range, Visit visit) {
+    using B = Blocks<F>;
+    if constexpr (B::all) {
+#pragma GCC unroll 8
+        for (int row = 0; row < B::rows; row++) visit(row);
+    } else {
+        for (int row = range.top; row <= range.bottom; row++) visit(row);
+    }
+}
 
 // Where a tile is, and the centres of its first block's pixels.
 template <class F>
@@ -317,7 +341,7 @@ bool any_open(const Mask<F> (&open)[Blocks<F>::count]) {
 }
 
 // One pair after the other, until every pixel is finished; returns how many pairs were looked at.
-template <class F>
+template <class F, bool has_features>
 int64_t draw_tile(const Canvas<F>& canvas, int64_t tile, const uint32_t* gaussians, int64_t count, Scalar<F>* room) {
     using S = Scalar<F>;
     using B = Blocks<F>;
@@ -336,21 +360,22 @@ int64_t draw_tile(const Canvas<F>& canvas, int64_t tile, const uint32_t* gaussia
         const S* feature = canvas.feature + int64_t(gaussians[pair]) * features;
         const auto range = place.range(record);
         pair++;
-        for (int column = range.left; column <= range.right; column++) {
+        for_each_block_column<F>(range, [&](int column) {
             const F dx = record.mean_x - place.column_centres(column);
-            for (int row = range.top; row <= range.bottom; row++) {
+            for_each_block_row<F>(range, [&](int row) {
                 const int k = column * B::rows + row;
                 const F dy = record.mean_y - place.row_centres(row);
                 const F alpha = alpha_at(record.conic_xx, record.conic_xy, record.conic_yy, record.opacity, dx, dy);
                 const F weight = blend(alpha, transmittance[k], open[k]);
                 for (int c = 0; c < 3; c++) colours[k][c] = fma(weight, spread<F>(record.rgb[c]), colours[k][c]);
                 colours[k][3] = fma(weight, spread<F>(record.depth), colours[k][3]);
-                for (int f = 0; f < features; f++) {
-                    S* sum = room + (f * B::count + k) * B::lanes;
-                    store<F>(sum, fma(weight, spread<F>(feature[f]), load<F>(sum)));
-                }
-            }
-        }
+                if constexpr (has_features)
+                    for (int f = 0; f < features; f++) {
+                        S* sum = room + (f * B::count + k) * B::lanes;
+                        store<F>(sum, fma(weight, spread<F>(feature[f]), load<F>(sum)));
+                    }
+            });
+        });
         if (pair % kCheckEvery == 0 && !any_open<F>(open)) break;
     }
     for (int k = 0; k < B::count; k++) {
@@ -409,6 +434,7 @@ struct Replay {
     }
 
     // The gradients of one pair, into its slot; false, and nothing is written, where it does not count in this tile.
+    template <bool has_features>
     bool pair(uint32_t gaussian, S* slot) {
         const Record<S>& record = canvas.records[gaussian];
         const S* feature = canvas.feature + int64_t(gaussian) * canvas.features;
@@ -417,22 +443,22 @@ struct Replay {
         S* feature_sums = features + canvas.features * B::count * B::lanes;
         std::memset(feature_sums, 0, sizeof(F) * canvas.features);
         F touched = F{};
-        for (int column = range.left; column <= range.right; column++) {
+        for_each_block_column<F>(range, [&](int column) {
             const F dx = record.mean_x - place.column_centres(column);
             F pull_0 = F{}, pull_1 = F{}, pull_2 = F{};
-            for (int row = range.top; row <= range.bottom; row++) {
+            for_each_block_row<F>(range, [&](int row) {
                 const int k = column * B::rows + row;
                 const F dy = record.mean_y - place.row_centres(row);
                 const F alpha = alpha_at(record.conic_xx, record.conic_xy, record.conic_yy, record.opacity, dx, dy);
                 F dot = record.depth * colours[k][3];
                 for (int c = 0; c < 3; c++) dot = fma(spread<F>(record.rgb[c]), colours[k][c], dot);
-                for (int f = 0; f < canvas.features; f++)
+                for (int f = 0; has_features && f < canvas.features; f++)
                     dot = fma(spread<F>(feature[f]), load<F>(features + (f * B::count + k) * B::lanes), dot);
                 F pull;
                 const F weight = replay(alpha, dot, transmittance[k], remaining[k], open[k], pull);
                 touched += weight;
                 for (int c = 0; c < kColours; c++) sums.colours[c] = fma(weight, colours[k][c], sums.colours[c]);
-                for (int f = 0; f < canvas.features; f++) {
+                for (int f = 0; has_features && f < canvas.features; f++) {
                     const F slope = load<F>(features + (f * B::count + k) * B::lanes);
                     store<F>(feature_sums + f * B::lanes, fma(weight, slope, load<F>(feature_sums + f * B::lanes)));
                 }
@@ -440,7 +466,7 @@ struct Replay {
                 pull_0 += pull;
                 pull_1 += lever;
                 pull_2 = fma(lever, dy, pull_2);
-            }
+            });
             const F lever = pull_0 * dx;
             F* moments = sums.moments;
             moments[0] += pull_0;
@@ -449,7 +475,7 @@ struct Replay {
             moments[3] = fma(lever, dx, moments[3]);
             moments[4] = fma(pull_1, dx, moments[4]);
             moments[5] += pull_2;
-        }
+        });
         if (!any(below(F{}, touched))) return false;
         F all[kRow];
         for (int i = 0; i < kMoments; i++) all[i] = sums.moments[i];
@@ -611,8 +637,9 @@ int run_draw(const Call<Scalar<F>>& call) {
     for (int64_t j = 0; j < call.views * tiles; j++) {
         const Canvas<F> canvas = call.template canvas<F>(picture, j / tiles);
         const int64_t first = lists.begin[j], count = lists.begin[j + 1] - first;
-        call.reached[j] = uint32_t(
-            draw_tile(canvas, j % tiles, lists.gaussian + first, count, &room[thread_number() * call.room()]));
+        const auto draw = call.features ? draw_tile<F, true> : draw_tile<F, false>;
+        call.reached[j] =
+            uint32_t(draw(canvas, j % tiles, lists.gaussian + first, count, &room[thread_number() * call.room()]));
     }
     return 0;
 }
@@ -643,7 +670,9 @@ int run_backward(const Call<Scalar<F>>& call) {
             const int64_t first = call.tile_begin[j];
             for (int64_t pair = first; pair < first + call.reached[j]; pair++) {
                 const uint32_t slot = call.pair_slot[pair];
-                written[slot] = replay.pair(call.pair_gaussian[pair], &rows[slot * row]);
+                const uint32_t gaussian = call.pair_gaussian[pair];
+                written[slot] = call.features ? replay.template pair<true>(gaussian, &rows[slot * row])
+                                              : replay.template pair<false>(gaussian, &rows[slot * row]);
             }
         }
 #pragma omp for schedule(static)
