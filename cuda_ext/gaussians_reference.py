@@ -8,7 +8,7 @@ counts, sort the pairs by pixel and depth, and blend along each pixel's run of p
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 ALPHA_MIN = 1 / 255
@@ -209,7 +209,7 @@ class _Probe(torch.autograd.Function):
 def _blend(record: Float[Tensor, "m r"], extent: Tensor, background: Tensor, camera: Camera) -> Float[Tensor, "c h w"]:
     """Front to back over ``record``: mean, conic, opacity, and the channels; nearest first."""
     pixels, channels = camera.height * camera.width, record.shape[1] - 6
-    gaussian, pixel = _pairs(record.detach(), extent, camera)
+    gaussian, pixel = _pairs(record[:, :6].detach(), extent, camera)
     own = record.index_select(0, gaussian)
     alpha = _alpha(own, pixel, camera.width).clamp_max(ALPHA_MAX)
     # Transmittance before and after each pair: running sums of logarithms, in double, less the sum where it began.
@@ -235,7 +235,7 @@ def _alpha(own: Float[Tensor, "p r"], pixel: Int[Tensor, " p"], width: int) -> F
 
 @torch.no_grad()
 def _pairs(
-    record: Float[Tensor, "m r"], extent: Float[Tensor, "m 2"], camera: Camera
+    record: Float[Tensor, "m 6"], extent: Float[Tensor, "m 2"], camera: Camera
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """Rows of ``record`` and pixels that count, sorted by pixel, then by row."""
     slack = 0.01  # alpha decides, not the rounding of the rectangle
@@ -249,7 +249,6 @@ def _pairs(
     columns = side[gaussian, 0]
     row = torch.div(place, columns, rounding_mode="floor")
     pixel = (low[gaussian, 1] + row) * camera.width + low[gaussian, 0] + place - row * columns
-    counts: Bool[Tensor, " p"] = _alpha(record.index_select(0, gaussian), pixel, camera.width) >= ALPHA_MIN
-    gaussian, pixel = gaussian[counts], pixel[counts]
-    pixel, order = pixel.sort(stable=True)
-    return gaussian[order], pixel
+    counts = (_alpha(record.index_select(0, gaussian), pixel, camera.width) >= ALPHA_MIN).nonzero()[:, 0]
+    pixel, order = pixel.index_select(0, counts).sort(stable=True)
+    return gaussian.index_select(0, counts).index_select(0, order), pixel
