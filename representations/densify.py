@@ -26,9 +26,9 @@ class Densify:
     """Step of the first round."""
     every: int = 50
     """Steps between rounds."""
-    until: int = 400
+    until: int = 600
     """No round after this step."""
-    growth: float = 0.1
+    growth: float = 0.2
     """Share of the gaussians that a round doubles or splits: those whose projected centres are pulled most."""
     split_above: float = 0.03
     """A growing gaussian whose longest semi-axis is above this share of the bound is split, a shorter one doubled."""

@@ -24,7 +24,7 @@ _PIXEL_SDS = SDS(
 )
 
 
-_SPLAT_WISHES = Regularizers(opacity=Schedule(1500.0, 100.0, until=0.4), binary=Schedule(0.0, 500.0))
+_SPLAT_WISHES = Regularizers(opacity=Schedule(1000.0, 100.0, until=0.4), binary=Schedule(0.0, 1000.0))
 """A heavy opacity penalty at first keeps the ball that a cloud begins as translucent, so that it can be carved."""
 
 
