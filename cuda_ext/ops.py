@@ -20,28 +20,6 @@ from cuda_ext.triangles import Raster
 Backend = Literal["auto", "reference"]
 
 
-def trilinear(
-    grid: Float[Tensor, "x y z f"], points: Float[Tensor, "n 3"], backend: Backend = "auto"
-) -> Float[Tensor, "n f"]:
-    """Trilinear interpolation of features stored at the vertices of a grid; differentiable in ``grid``.
-
-    Args:
-        grid: features; vertex (0, 0, 0) lies at point (0, 0, 0) and the last vertex at (1, 1, 1).
-        points: positions; those outside the unit cube are moved to its surface.
-
-    Raises:
-        ValueError: shapes, types or devices do not fit.
-    """
-    _check_backend(backend)
-    _check("grid", grid, 4, grid.device)
-    _check("points", points, 2, grid.device)
-    if min(grid.shape[:3]) < 2 or points.shape[1] != 3:
-        raise ValueError(
-            f"trilinear needs a grid of 2 vertices a side or more and points [n, 3], got {grid.shape}, {points.shape}"
-        )
-    return reference.trilinear(grid, points)
-
-
 def march_rays(
     origins: Float[Tensor, "r 3"],
     directions: Float[Tensor, "r 3"],

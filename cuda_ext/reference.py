@@ -15,50 +15,6 @@ _COARSE = 4
 """Fine steps in a coarse one; most of the volume is empty and is skipped at the coarse level."""
 
 
-class _Trilinear(torch.autograd.Function):
-    # On a CPU a weighted embedding bag is ten times faster than indexing, and a histogram four times faster than
-    # index_add; grid_sample is slower than either because it reads one channel at a time.
-
-    @staticmethod
-    def forward(ctx, grid: Tensor, points: Tensor) -> Tensor:
-        index, weight = _corners(points, grid.shape[:3])
-        ctx.save_for_backward(index, weight)
-        ctx.shape = grid.shape
-        return F.embedding_bag(index, grid.view(-1, grid.shape[3]), per_sample_weights=weight, mode="sum")
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
-        index, weight = ctx.saved_tensors
-        vertices, features = math.prod(ctx.shape[:3]), ctx.shape[3]
-        total = weight.new_empty(vertices, features)
-        for f in range(features):
-            pulls = (weight * gradients[0][:, f, None]).view(-1)
-            total[:, f] = torch.bincount(index.view(-1), pulls, minlength=vertices)
-        return total.view(ctx.shape), None
-
-
-def _corners(points: Float[Tensor, "n 3"], shape: tuple[int, ...]) -> tuple[Int[Tensor, "n 8"], Float[Tensor, "n 8"]]:
-    """Vertex indices and weights of the cell around each point; axis-major, so that every operation runs long."""
-    base = torch.zeros(len(points), dtype=torch.int32, device=points.device)
-    weights = [torch.ones(len(points), dtype=points.dtype, device=points.device)]
-    offsets = [0]
-    for axis, size in enumerate(shape):
-        scaled = points[:, axis].clamp(0, 1) * (size - 1)
-        low = scaled.floor().clamp_max(size - 2)
-        base = base * size + low.int()
-        part = scaled - low
-        stride = math.prod(shape[axis + 1 :])
-        weights = [w * side for w in weights for side in (1 - part, part)]
-        offsets = [offset + side for offset in offsets for side in (0, stride)]
-    index = base[:, None] + torch.tensor(offsets, dtype=torch.int32, device=points.device)
-    return index, torch.stack(weights).t().contiguous()
-
-
-def trilinear(grid: Float[Tensor, "x y z f"], points: Float[Tensor, "n 3"]) -> Float[Tensor, "n f"]:
-    """See ``cuda_ext.ops.trilinear``."""
-    return _Trilinear.apply(grid, points)  # pyright: ignore[reportReturnType]
-
-
 def ray_jitter(count: int, seed: int, device: torch.device) -> Float[Tensor, " r"]:
     """A number in [0, 1) for each ray from a counter-based hash, the same on every device (lowbias32, C. Wellons)."""
     mask = 0xFFFFFFFF

@@ -1,13 +1,13 @@
-"""A radiance field on a pyramid of grids: density and colour, coarse levels first to learn, fine ones to sharpen.
+"""A radiance field on a multiresolution hash grid: coarse levels learn first, fine ones sharpen.
 
-Every level stores a raw density and three raw colours at its vertices; the field is their sum. Coarse levels act as a
-preconditioner: one step there moves a whole region, so shape comes within tens of steps and detail later. Level sizes
-are nested (each a multiple of the one before), so adding a coarse level to a finer one by trilinear upsampling is
-exact, and a ray sample costs one lookup whatever the number of levels (in the spirit of Instant-NGP, arXiv 2201.05989,
-and Plenoxels, 2112.05131).
+Every level stores a raw density and three raw colours at its vertices (Instant-NGP's grid, arXiv 2201.05989, without
+its network: in the spirit of Plenoxels, 2112.05131); the field is the sum over the levels. Coarse levels act as a
+preconditioner: one step there moves a whole region, so shape comes within tens of steps and detail later. Levels are
+dense as long as their vertices fit into the table, and hashed beyond.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import final
 
 import torch
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ext import ops
+from cuda_ext.hashgrid import GridLayout
 from representations.cameras import Cameras
 from representations.extraction import mesh_from_density
 from representations.scene import Mesh, ParamGroup, RenderOutput, Representation, Scene
 
 _DENSITY_GAIN = 25.0
 """World-unit density of a raw value of 1; a raw value of -7 is as good as empty."""
-_COLOUR_GAIN = 3.0
+_COLOUR_GAIN = 1.5
+"""Logits of colour for a raw value of 1: with one learning rate for both, colours move more calmly than density."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,17 @@ class HashField:
     """Knobs of a multiresolution radiance field."""
 
     levels: tuple[int, ...] = (8, 16, 32, 64)
-    """Cells a side of each level, coarse to fine; each a multiple of the one before."""
+    """Cells a side of each level, coarse to fine."""
+    table: int = 2**19
+    """Most vertices that a level stores, a power of two; a level of more shares them by hashing."""
     bound: float = 1.0
     """Half the side of the cube that holds the object, in world units."""
     steps_per_cell: float = 0.6
     """Ray samples in a cell of the finest level."""
     initial_radius: float = 0.5
     """Radius of the faint ball that optimisation starts from, as a share of ``bound``."""
-    density_rate: float = 0.08
-    """Learning rate of densities at the start of a run; a tenth of it at the end."""
-    colour_rate: float = 0.04
-    """Learning rate of colours at the start of a run; a tenth of it at the end."""
+    rate: float = 0.08
+    """Learning rate at the start of a run; a tenth of it at the end."""
     occupancy_cells: int = 32
     """Cells a side of the grid that lets rays skip what is empty."""
     occupancy_every: int = 8
@@ -48,17 +50,36 @@ class HashField:
     exploration: float = 0.03
     """Share of empty cells that each update opens at random, so that matter can grow where there is none yet."""
 
-    def build(self, rng: torch.Generator, device: torch.device) -> "FieldGrids":
+    @property
+    def layout(self) -> GridLayout:
+        """Where each level lies in the table.
+
+        Raises:
+            ValueError: levels or table are out of range.
+        """
+        return GridLayout(self.levels, self.table, features=4)
+
+    @property
+    def finest_dense(self) -> int:
+        """The last level whose vertices have a place each in the table.
+
+        Raises:
+            ValueError: there is none.
+        """
+        dense = [i for i, cells in enumerate(self.levels) if (cells + 1) ** 3 <= self.table]
+        if not dense:
+            raise ValueError(f"one of the levels {self.levels} must fit into a table of {self.table} vertices")
+        return dense[-1]
+
+    def build(self, rng: torch.Generator, device: torch.device) -> "FieldGrid":
         """A field that is nearly empty outside a faint ball.
 
         Raises:
-            ValueError: the levels do not nest.
+            ValueError: the levels and the table do not fit.
         """
-        if any(fine % coarse for coarse, fine in zip(self.levels, self.levels[1:], strict=False)) or not self.levels:
-            raise ValueError(f"levels must each be a multiple of the one before, got {self.levels}")
-        return FieldGrids(self, rng).to(device)
+        return FieldGrid(self, rng).to(device)
 
-    def start_from(self, scene: Scene, rng: torch.Generator, device: torch.device) -> "FieldGrids":
+    def start_from(self, scene: Scene, rng: torch.Generator, device: torch.device) -> "FieldGrid":
         """A field of this shape that begins as ``scene``, which must itself be a field.
 
         Raises:
@@ -74,9 +95,10 @@ class HashField:
 @final
 @dataclass(frozen=True)
 class FieldScene(Scene):
-    """A field as a value: raw features at the vertices of one grid, x y z order, density first."""
+    """A field as a value: raw features of all levels, density first."""
 
-    raw: Float[Tensor, "x y z 4"]
+    table: Float[Tensor, "rows 4"]
+    layout: GridLayout
     occupancy: Bool[Tensor, "m m m"]
     bound: float
     step: float
@@ -102,19 +124,25 @@ class FieldScene(Scene):
 
     def sample(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
         """Density per world unit and sRGB colour at points in world units."""
-        raw = ops.trilinear(self.raw, (points / self.bound + 1) / 2)
+        raw = self.raw(points)
         return _density(raw[:, 0]), torch.sigmoid(_COLOUR_GAIN * raw[:, 1:])
+
+    def raw(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 4"]:
+        """What the levels add up to at points in world units, before anything makes density and colour of it."""
+        features = ops.hash_encode((points / self.bound + 1) / 2, self.table, self.layout)
+        # A product with stacked identities adds the levels up faster than a sum over a short middle axis.
+        return features @ torch.eye(4, device=features.device).repeat(len(self.layout.resolutions), 1)
 
     def to_mesh(self, resolution: int) -> Mesh:
         """See ``Scene.to_mesh``."""
         still = self.detach()
-        white = torch.ones(1, 3, device=self.raw.device)
+        white = torch.ones(1, 3, device=self.table.device)
         return mesh_from_density(
             lambda points: still.sample(points)[0],
             self.bound,
             resolution,
             lambda cameras: still.render(cameras, white.expand(len(cameras), 3)).alpha,
-            self.raw.device,
+            self.table.device,
         )
 
     def surface_colour(self, points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
@@ -131,41 +159,35 @@ class FieldScene(Scene):
 
     def detach(self) -> "FieldScene":
         """See ``Scene.detach``; samples sit in the middle of their steps."""
-        return FieldScene(self.raw.detach(), self.occupancy, self.bound, self.step)
+        return FieldScene(self.table.detach(), self.layout, self.occupancy, self.bound, self.step)
 
 
 @final
-class FieldGrids(Representation):
-    """The trainable pyramid."""
+class FieldGrid(Representation):
+    """The trainable table."""
 
     occupancy: Tensor
 
     def __init__(self, knobs: HashField, rng: torch.Generator):
         super().__init__()
-        self.knobs = knobs
-        self.density = nn.ParameterList()
-        self.colour = nn.ParameterList()
-        for cells in knobs.levels:
-            size = (cells + 1,) * 3
-            self.density.append(nn.Parameter(torch.zeros(1, 1, *size)))
-            self.colour.append(nn.Parameter(0.02 * torch.randn(1, 3, *size, generator=rng)))
-        self.density[-1].data += _ball(knobs.levels[-1], knobs.initial_radius)
+        self.knobs, self.layout = knobs, knobs.layout
+        table = torch.zeros(self.layout.rows, 4)
+        table[:, 1:] = 0.04 * torch.randn(self.layout.rows, 3, generator=rng)
+        cells = knobs.levels[knobs.finest_dense]
+        _level(table, self.layout, knobs.finest_dense)[:, 0] += _ball(_vertices(cells), knobs.initial_radius)
+        self.table = nn.Parameter(table)
         self.register_buffer("occupancy", torch.ones((knobs.occupancy_cells,) * 3, dtype=torch.bool))
         self.jitter_seed = 0
         self._update_occupancy(step=0)
 
     def scene(self, text: Float[Tensor, " d"] | None = None, variant: int = 0) -> FieldScene:
         """See ``Representation.scene``."""
-        raw = torch.cat([_collapse(self.density), _collapse(self.colour)], 1)[0].permute(1, 2, 3, 0).contiguous()
         step = 2 * self.knobs.bound / self.knobs.levels[-1] / self.knobs.steps_per_cell
-        return FieldScene(raw, self.occupancy, self.knobs.bound, step, self.jitter_seed)
+        return FieldScene(self.table, self.layout, self.occupancy, self.knobs.bound, step, self.jitter_seed)
 
     def groups(self) -> list[ParamGroup]:
-        """Densities and colours, both slowing down tenfold over the run."""
-        return [
-            ParamGroup("density", list(self.density), lambda p: self.knobs.density_rate * 0.1**p),
-            ParamGroup("colour", list(self.colour), lambda p: self.knobs.colour_rate * 0.1**p),
-        ]
+        """The table, slowing down tenfold over the run."""
+        return [ParamGroup("table", [self.table], lambda p: self.knobs.rate * 0.1**p)]
 
     def restructure(self, step: int, out: RenderOutput, optimiser: torch.optim.Optimizer) -> None:
         """Refresh the occupancy grid now and then; jitter is a new one every step."""
@@ -183,21 +205,21 @@ class FieldGrids(Representation):
 
     @torch.no_grad()
     def become(self, scene: FieldScene) -> None:
-        """Take over a field: the finest level holds it, the coarser ones start at zero."""
-        size = (self.knobs.levels[-1] + 1,) * 3
-        raw = F.interpolate(scene.raw.permute(3, 0, 1, 2)[None], size, mode="trilinear", align_corners=True)
-        for level in (*self.density, *self.colour):
-            level.zero_()
-        self.density[-1].copy_(raw[:, :1])
-        self.colour[-1].copy_(raw[:, 1:])
+        """Take over a field: the finest dense level holds it, the others start at zero."""
+        level = self.knobs.finest_dense
+        corners = (2 * _vertices(self.knobs.levels[level]) - 1) * self.knobs.bound
+        self.table.zero_()
+        _level(self.table, self.layout, level).copy_(scene.raw(corners.to(self.table.device)))
         self._update_occupancy(step=0)
 
     @torch.no_grad()
     def _update_occupancy(self, step: int) -> None:
-        cells = self.knobs.occupancy_cells
-        density = _density(_collapse(self.density))
+        cells, bound = self.knobs.occupancy_cells, self.knobs.bound
+        corners = (2 * _vertices(2 * cells) - 1).to(self.table.device) * bound
+        # Axis x runs fastest among the vertices, and first in the occupancy grid.
+        density = self.scene().sample(corners)[0].view(1, 1, *(2 * cells + 1,) * 3).transpose(2, 4)
         # A cell counts as full when any vertex in it or beside it is visible: one ring of margin lets surfaces move.
-        visible = F.adaptive_max_pool3d(density, cells) * (2 * self.knobs.bound / cells) > 0.05
+        visible = F.adaptive_max_pool3d(density, cells) * (2 * bound / cells) > 0.05
         full = F.max_pool3d(visible.float(), 3, 1, 1)[0, 0] > 0
         rng = torch.Generator().manual_seed(step)
         explored = torch.rand(full.shape, generator=rng) < self.knobs.exploration
@@ -208,15 +230,18 @@ def _density(raw: Tensor) -> Tensor:
     return _DENSITY_GAIN * F.softplus(raw)
 
 
-def _ball(cells: int, radius: float) -> Tensor:
-    axis = torch.linspace(-1, 1, cells + 1)
-    r = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+def _level(table: Tensor, layout: GridLayout, level: int) -> Tensor:
+    """A level's rows."""
+    return table[sum(layout.entries[:level]) :][: layout.entries[level]]
+
+
+@cache
+def _vertices(cells: int) -> Float[Tensor, "n 3"]:
+    """Vertices of a grid of ``cells`` a side in the unit cube, in the order of a dense level: x fastest."""
+    axis = torch.linspace(0, 1, cells + 1)
+    return torch.cartesian_prod(axis, axis, axis).flip(1)
+
+
+def _ball(vertices: Float[Tensor, "n 3"], radius: float) -> Float[Tensor, " n"]:
+    r = (2 * vertices - 1).norm(dim=1)
     return (5 * (1 - r / radius)).clamp(-7.0, 1.0) - 2.5
-
-
-def _collapse(levels: nn.ParameterList) -> Tensor:
-    """All levels as one grid of the finest size: coarse ones are upsampled into the next and added."""
-    total = levels[0]
-    for level in list(levels)[1:]:
-        total = level + F.interpolate(total, level.shape[2:], mode="trilinear", align_corners=True)
-    return total

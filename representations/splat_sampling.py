@@ -100,14 +100,14 @@ def from_field(field: FieldScene, wanted: Wanted, rng: torch.Generator) -> dict[
     cell = 2 * bound / _CELLS
     axis = torch.arange(_CELLS) * cell + (cell / 2 - bound)
     centres = torch.cartesian_prod(axis, axis, axis)
-    density = torch.cat([still.sample(part.to(still.raw.device))[0].cpu() for part in centres.split(1 << 17)])
+    density = torch.cat([still.sample(part.to(still.table.device))[0].cpu() for part in centres.split(1 << 17)])
     opacity = 1 - torch.exp(-density * cell)
     opacity = torch.where(opacity > 0.01, opacity, 0.0).double()
     if not bool(opacity.any()):
         raise EmptySceneError(f"the field to start from is empty: its largest density is {float(density.max()):.4g}")
     chosen = _evenly(opacity, wanted.count, rng)
     means = centres[chosen] + (torch.rand(wanted.count, 3, generator=rng) - 0.5) * cell
-    here, colour = (part.cpu() for part in still.sample(means.to(still.raw.device)))
+    here, colour = (part.cpu() for part in still.sample(means.to(still.table.device)))
     # The gaussians share the opaque volume. A ray that crosses many meets their matter times 2 pi semi-axis^2 in an
     # area of edge^2 for every edge that it goes, and where the field is thin there are fewer of them.
     edge = cell * float(opacity.sum() / wanted.count) ** (1 / 3)

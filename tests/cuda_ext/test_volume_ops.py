@@ -9,30 +9,6 @@ from torch.nn import functional as F
 from cuda_ext import ops
 
 
-def test_trilinear_agrees_with_grid_sample():
-    grid, points = torch.randn(5, 6, 7, 3, dtype=torch.float64), torch.rand(50, 3, dtype=torch.float64)
-    # grid_sample wants [features, z, y, x] volumes and coordinates in x, y, z order for the last three axes.
-    volume = grid.permute(3, 0, 1, 2)[None]
-    places = (points.flip(-1) * 2 - 1).view(1, -1, 1, 1, 3)
-    expected = F.grid_sample(volume, places, align_corners=True)[0, :, :, 0, 0].T
-    torch.testing.assert_close(ops.trilinear(grid, points), expected)
-
-
-def test_trilinear_gradient():
-    grid = torch.randn(3, 4, 3, 2, dtype=torch.float64, requires_grad=True)
-    points = torch.rand(9, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda g: ops.trilinear(g, points), grid)
-
-
-def test_trilinear_moves_outside_points_to_the_surface():
-    grid = torch.arange(8.0).view(2, 2, 2, 1)
-    assert ops.trilinear(grid, torch.tensor([[-3.0, 0.0, 0.0], [9.0, 9.0, 9.0]])).view(-1).tolist() == [0.0, 7.0]
-
-
-def test_trilinear_of_nothing():
-    assert ops.trilinear(torch.zeros(2, 2, 2, 4), torch.zeros(0, 3)).shape == (0, 4)
-
-
 def obvious_march(origin, direction, occupancy, bound, step):
     """One ray, one sample after the other."""
     inverse = 1 / direction
@@ -114,5 +90,3 @@ def test_composite_gradients():
 def test_wrong_input_is_refused_in_words():
     with pytest.raises(ValueError, match="positive step"):
         ops.march_rays(torch.zeros(1, 3), torch.ones(1, 3), torch.ones(2, 2, 2, dtype=torch.bool), 1.0, 0.0)
-    with pytest.raises(ValueError, match="2 vertices"):
-        ops.trilinear(torch.zeros(1, 2, 2, 1), torch.zeros(1, 3))

@@ -138,12 +138,35 @@ def emptied(scene: Scene) -> Scene:
     """The scene with nothing in it; a new kind needs its own line here."""
     match scene:
         case FieldScene():
-            return dataclasses.replace(scene, raw=torch.full_like(scene.raw, -20.0))
+            return dataclasses.replace(scene, table=torch.full_like(scene.table, -20.0))
         case SplatScene():
             return dataclasses.replace(scene, logit_opacities=torch.full_like(scene.logit_opacities, -20.0))
     raise NotImplementedError(f"how is a {type(scene).__name__} emptied?")
 
 
-def test_field_levels_must_nest():
-    with pytest.raises(ValueError, match="multiple"):
-        HashField(levels=(5, 8)).build(torch.Generator(), CPU)
+def test_a_field_needs_a_level_that_is_not_hashed():
+    with pytest.raises(ValueError, match="must fit into a table"):
+        HashField(levels=(8, 16), table=2**8).build(torch.Generator(), CPU)
+
+
+def test_a_field_goes_on_at_another_size_with_hashed_levels():
+    before = fresh(HashField(levels=(4, 8, 16), occupancy_cells=8)).scene().detach()
+    wanted = HashField(levels=(8, 16, 48), table=2**13, occupancy_cells=8)
+    assert (wanted.layout.entries[-1], wanted.finest_dense) == (2**13, 1)
+    after = wanted.start_from(before, torch.Generator(), CPU).scene().detach()
+    points = 2 * torch.rand(300, 3, generator=torch.Generator().manual_seed(2)) - 1
+    for mine, theirs in zip(after.sample(points), before.sample(points), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_occupancy_covers_what_is_there_in_every_corner():
+    knobs = HashField(levels=(8, 16), occupancy_cells=8, exploration=0.0)
+    field = fresh(knobs)
+    with torch.no_grad():
+        field.table[:, 0] = -20.0
+        # One vertex of the coarse level at (0.75, -0.5, 0.25), x fastest.
+        field.table[7 + 9 * (2 + 9 * 5), 0] = 60.0
+    field._update_occupancy(step=0)
+    full = field.occupancy.nonzero()
+    assert field.occupancy[7, 2, 5] and field.occupancy[6, 1, 4] and not field.occupancy[5, 2, 7]
+    assert full.min(0).values.tolist() == [5, 0, 3] and full.max(0).values.tolist() == [7, 3, 6]

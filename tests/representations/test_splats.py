@@ -225,7 +225,7 @@ def test_there_is_no_way_from_other_kinds():
 
 def test_nothing_cannot_be_started_from():
     field = HashField(levels=(8, 16), occupancy_cells=8).build(generator(), CPU).scene().detach()
-    empty = dataclasses.replace(field, raw=torch.full_like(field.raw, -20.0))
+    empty = dataclasses.replace(field, table=torch.full_like(field.table, -20.0))
     with pytest.raises(EmptySceneError, match="largest density"):
         BUSY.start_from(empty, generator(), CPU)
     none = torch.zeros(0, 3)

@@ -28,7 +28,7 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_prior: Path) -> Request:
     """Two stages of a few steps at small size; its ball stays a ball."""
-    field = HashField(levels=(4, 8, 16), occupancy_cells=8, density_rate=1e-3)
+    field = HashField(levels=(4, 8, 16), occupancy_cells=8, rate=1e-3)
     stage = Stage(field, SDS(scale=2.0, form="clean", clamp=1.0), steps=5, cameras=Orbit(views=2, size=24))
     more = Stage(None, SDS(scale=2.0), steps=4, cameras=Orbit(views=2, size=24))
     export = Export(faces=200, texture=64, grid=24, picture=32)
