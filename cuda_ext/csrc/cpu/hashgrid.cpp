@@ -1,36 +1,16 @@
 // The multiresolution hash grid on CPUs; the mathematics is in hashgrid.h.
 //
-// Rows' numbers and weights are computed for lanes<F>() points at a time; features are then read and added point by
-// point, a row of the table as one small vector, since a row is what lies together in memory. Points go through in
-// chunks, one level after the other, so that a level's part of the table stays in the cache that is closest.
-//
-// Forward, and backward to the points: threads share the chunks. Backward to the table: threads share the levels, each
-// of which is added up by one thread in the order of the points. So no two threads write to one place, and results are
-// the same bits for every number of threads.
-#include "hashgrid.h"
+// Points go through in chunks, one level after the other, so that a level's part of the table stays in the nearest cache
+// that holds it. Forward, and backward to the points: threads share the chunks. Backward to the table: threads share the
+// levels, each of which is added up by one thread in the order of the points. So no two threads write to one place, and
+// results are the same bits for every number of threads.
+#include "rows.h"
 
 namespace dreamkiln {
 inline namespace DREAMKILN_ISA {
 namespace {
 
 constexpr int kChunk = 4096;  // points; a multiple of every lanes<F>()
-
-// A row of the table as a vector.
-template <class S, int features>
-struct Packed {
-    typedef S Type __attribute__((vector_size(sizeof(S) * features)));
-};
-template <class S>
-struct Packed<S, 1> {
-    using Type = S;
-};
-
-template <class T, class S>
-DREAMKILN_FN T read(const S* from) {
-    T out;
-    std::memcpy(&out, from, sizeof out);
-    return out;
-}
 
 template <class S>
 struct Grid {
@@ -46,9 +26,10 @@ template <class F>
 struct Chunk {
     using S = Scalar<F>;
     static constexpr int kBlocks = kChunk / lanes<F>();
+    static constexpr uint32_t kAll = (uint64_t(1) << lanes<F>()) - 1;
 
     alignas(64) S axes[3][kChunk];
-    alignas(64) uint32_t valid[kBlocks];  // a bit for each lane that holds a finite point
+    uint32_t valid[kBlocks];  // a bit for each lane that holds a finite point
     int size, blocks;
 
     void read(const S* points, int64_t first, int64_t n) {
@@ -59,11 +40,16 @@ struct Chunk {
         for (int axis = 0; axis < 3; axis++)
             for (int i = size; i < blocks * lanes<F>(); i++) axes[axis][i] = 0;
         for (int block = 0; block < blocks; block++) clamp(block);
-        if (size < blocks * lanes<F>()) valid[blocks - 1] &= (1u << (size % lanes<F>())) - 1;
+        if (size % lanes<F>()) valid[blocks - 1] &= (1u << size % lanes<F>()) - 1;
     }
 
-    void load_block(int block, F (&point)[3]) const {
+    DREAMKILN_FN void load_block(int block, F (&point)[3]) const {
         for (int axis = 0; axis < 3; axis++) point[axis] = load<F>(axes[axis] + block * lanes<F>());
+    }
+
+    int count(int block) const {
+        const int left = size - block * lanes<F>();
+        return left < lanes<F>() ? left : lanes<F>();
     }
 
   private:
@@ -71,67 +57,100 @@ struct Chunk {
         F point[3];
         load_block(block, point);
         valid[block] = static_cast<uint32_t>(bits(is_valid<F>(point)));
-        for (int axis = 0; axis < 3; axis++)
-            store<F>(axes[axis] + block * lanes<F>(), clamp_to_cube(point[axis]));
+        for (int axis = 0; axis < 3; axis++) store<F>(axes[axis] + block * lanes<F>(), clamp_to_cube(point[axis]));
     }
 };
 
-// The corners of the cells around the points of a block, lane by lane.
-template <class F>
-struct Corners {
-    alignas(64) uint32_t rows[8][lanes<F>()];
-    alignas(64) Scalar<F> weights[8][lanes<F>()];
-
-    DREAMKILN_FN void find(const GridLevel& level, const GridCell<F>& cell) {
-        for (int corner = 0; corner < 8; corner++) {
-            const Row<F> row = row_of<F>(level, cell, corner);
-            std::memcpy(rows[corner], &row, sizeof row);
-            store<F>(weights[corner], weight_of(cell, corner));
-        }
-    }
-};
-
-template <class F>
-DREAMKILN_FN GridCell<F> cell_of(const GridLevel& level, const Chunk<F>& chunk, int block) {
-    F point[3];
-    chunk.load_block(block, point);
-    return locate<F>(level, point);
-}
-
-template <class F>
-DREAMKILN_FN void scale(GridCell<F>& cell, Scalar<F> weight) {
-    cell.z[0] = cell.z[0] * weight;
-    cell.z[1] = cell.z[1] * weight;
-}
-
-// Features of a chunk of points on one level; out and stride: where a point's go, and how far it is to the next's.
-template <class F, int features>
-void read_level(const GridLevel& level, Scalar<F> weight, const Scalar<F>* table, const Chunk<F>& chunk,
-                Scalar<F>* out, int64_t stride) {
-    using Features = typename Packed<Scalar<F>, features>::Type;
-    const Scalar<F>* rows = table + int64_t(level.first) * features;
-    for (int block = 0; block < chunk.blocks; block++) {
-        const int first = block * lanes<F>();
-        const int count = chunk.size - first < lanes<F>() ? chunk.size - first : lanes<F>();
-        Corners<F> corners;
-        GridCell<F> cell = cell_of(level, chunk, block);
-        scale(cell, weight);
-        corners.find(level, cell);
-        for (int lane = 0; lane < count; lane++) {
-            Features sum{};
-            for (int corner = 0; corner < 8; corner++)
-                sum += corners.weights[corner][lane] *
-                       read<Features>(rows + int64_t(corners.rows[corner][lane]) * features);
-            if (!(chunk.valid[block] >> lane & 1)) sum = Features{};
-            std::memcpy(out + (first + lane) * stride, &sum, sizeof sum);
-        }
-    }
-}
-
+// A level's features or their gradients, within an array of points times all features.
 template <class S>
-void clear_columns(S* out, int64_t stride, int rows, int columns) {
-    for (int row = 0; row < rows; row++)
-        for (int column = 0; column < columns; column++) out[row * stride + column] = 0;
+struct Column {
+    S* first;
+    int64_t stride;
+
+    Column from(int64_t point) const { return {first + point * stride, stride}; }
+};
+
+// One level and a chunk of points.
+template <class F>
+struct Visit {
+    using S = Scalar<F>;
+    const GridLevel& level;
+    S weight;
+    const Chunk<F>& chunk;
+
+    DREAMKILN_FN GridCell<F> cell(int block) const {
+        F point[3];
+        chunk.load_block(block, point);
+        return locate<F>(level, point);
+    }
+
+    // With the level's weight in the corners' weights.
+    DREAMKILN_FN GridCell<F> weighted_cell(int block) const {
+        GridCell<F> out = cell(block);
+        out.z[0] = out.z[0] * weight;
+        out.z[1] = out.z[1] * weight;
+        return out;
+    }
+
+    DREAMKILN_FN void rows(const GridCell<F>& cell, int corner, uint32_t (&out)[lanes<F>()]) const {
+        const Row<F> row = row_of<F>(level, cell, corner);
+        std::memcpy(out, &row, sizeof row);
+    }
+};
+
+// Gradients of a block's features, row after row; zero for points that do not count.
+template <class F, int features>
+DREAMKILN_FN void read_pull(const Column<const Scalar<F>>& pull, uint32_t valid, Scalar<F>* out) {
+    for (int lane = 0; lane < lanes<F>(); lane++)
+        for (int f = 0; f < features; f++)
+            out[lane * features + f] = valid >> lane & 1 ? pull.first[lane * pull.stride + f] : Scalar<F>(0);
+}
+
+// --- forward ----------------------------------------------------------------------------------------------------------
+
+template <class F, int features>
+DREAMKILN_FN void read_block(const Visit<F>& visit, int block, const Scalar<F>* rows, Scalar<F>* out) {
+    const GridCell<F> cell = visit.weighted_cell(block);
+    alignas(64) uint32_t row[lanes<F>()];
+    if constexpr (kInLanes<F, features>) {
+        F sum[features] = {};
+        for (int corner = 0; corner < 8; corner++) {
+            visit.rows(cell, corner, row);
+            const F weight = weight_of(cell, corner);
+            unroll<features>([&](auto g) {
+                sum[g] = fma(repeat<features, g>(weight), read_rows<features, g>(rows, row), sum[g]);
+            });
+        }
+        for (int g = 0; g < features; g++) store<F>(out + g * lanes<F>(), sum[g]);
+    } else {
+        for (int i = 0; i < lanes<F>() * features; i++) out[i] = 0;
+        for (int corner = 0; corner < 8; corner++) {
+            visit.rows(cell, corner, row);
+            alignas(64) Scalar<F> weight[lanes<F>()];
+            store<F>(weight, weight_of(cell, corner));
+            for (int lane = 0; lane < lanes<F>(); lane++)
+                for (int f = 0; f < features; f++)
+                    out[lane * features + f] += weight[lane] * rows[int64_t(row[lane]) * features + f];
+        }
+    }
+}
+
+template <class F, int features>
+void read_level(const Visit<F>& visit, const Scalar<F>* rows, Column<Scalar<F>> out) {
+    for (int block = 0; block < visit.chunk.blocks; block++) {
+        alignas(64) Scalar<F> values[lanes<F>() * features];
+        read_block<F, features>(visit, block, rows, values);
+        const uint32_t valid = visit.chunk.valid[block];
+        const Column<Scalar<F>> to = out.from(block * lanes<F>());
+        if (valid == Chunk<F>::kAll) {
+            for (int lane = 0; lane < lanes<F>(); lane++)
+                std::memcpy(to.first + lane * to.stride, values + lane * features, sizeof(Scalar<F>) * features);
+        } else {
+            for (int lane = 0; lane < visit.chunk.count(block); lane++)
+                for (int f = 0; f < features; f++)
+                    to.first[lane * to.stride + f] = valid >> lane & 1 ? values[lane * features + f] : Scalar<F>(0);
+        }
+    }
 }
 
 template <class F, int features>
@@ -143,40 +162,50 @@ void encode(const Scalar<F>* points, const Scalar<F>* table, const Grid<Scalar<F
         Chunk<F> chunk;
         chunk.read(points, first, n);
         for (int64_t l = 0; l < grid.count; l++) {
-            Scalar<F>* column = out + first * stride + l * features;
-            if (grid.weight(l) != 0)
-                read_level<F, features>(grid.levels[l], grid.weight(l), table, chunk, column, stride);
-            else
-                clear_columns(column, stride, chunk.size, features);
-        }
-    }
-}
-
-// Adds the gradient of one level's rows.
-template <class F, int features>
-void pull_rows(const GridLevel& level, Scalar<F> weight, const Scalar<F>* pull, int64_t stride, const Chunk<F>& chunk,
-               Scalar<F>* table_pull) {
-    using Features = typename Packed<Scalar<F>, features>::Type;
-    Scalar<F>* rows = table_pull + int64_t(level.first) * features;
-    for (int block = 0; block < chunk.blocks; block++) {
-        Corners<F> corners;
-        GridCell<F> cell = cell_of(level, chunk, block);
-        scale(cell, weight);
-        corners.find(level, cell);
-        const uint32_t valid = chunk.valid[block];
-        for (int lane = 0; lane < lanes<F>(); lane++) {
-            if (!(valid >> lane & 1)) continue;
-            const Features features_pull = read<Features>(pull + (block * lanes<F>() + lane) * stride);
-            for (int corner = 0; corner < 8; corner++) {
-                Scalar<F>* row = rows + int64_t(corners.rows[corner][lane]) * features;
-                const Features sum = read<Features>(row) + corners.weights[corner][lane] * features_pull;
-                std::memcpy(row, &sum, sizeof sum);
+            const Column<Scalar<F>> column = {out + first * stride + l * features, stride};
+            const Visit<F> visit = {grid.levels[l], grid.weight(l), chunk};
+            if (visit.weight != 0) {
+                read_level<F, features>(visit, table + int64_t(visit.level.first) * features, column);
+            } else {
+                for (int i = 0; i < chunk.size; i++)
+                    for (int f = 0; f < features; f++) column.from(i).first[f] = 0;
             }
         }
     }
 }
 
-// The levels that a thread of `threads` takes, as a range: even in what they cost.
+// --- backward to the table --------------------------------------------------------------------------------------------
+
+template <class F, int features>
+void pull_rows(const Visit<F>& visit, const Column<const Scalar<F>>& pull, Scalar<F>* rows) {
+    using S = Scalar<F>;
+    alignas(64) uint32_t row[8][lanes<F>()];
+    alignas(64) S increment[8][lanes<F>() * features], pulled[lanes<F>() * features];
+    for (int block = 0; block < visit.chunk.blocks; block++) {
+        const GridCell<F> cell = visit.weighted_cell(block);
+        read_pull<F, features>(pull.from(block * lanes<F>()), visit.chunk.valid[block], pulled);
+        for (int corner = 0; corner < 8; corner++) {
+            visit.rows(cell, corner, row[corner]);
+            const F weight = weight_of(cell, corner);
+            if constexpr (kInLanes<F, features>) {
+                unroll<features>([&](auto g) {
+                    const F times = repeat<features, g>(weight) * load<F>(pulled + g * lanes<F>());
+                    store<F>(increment[corner] + g * lanes<F>(), times);
+                });
+            } else {
+                alignas(64) S number[lanes<F>()];
+                store<F>(number, weight);
+                for (int i = 0; i < lanes<F>() * features; i++)
+                    increment[corner][i] = number[i / features] * pulled[i];
+            }
+        }
+        for (int lane = 0; lane < lanes<F>(); lane++)
+            for (int corner = 0; corner < 8; corner++)
+                add_row<features>(rows + int64_t(row[corner][lane]) * features, increment[corner] + lane * features);
+    }
+}
+
+// The levels that a thread of `threads` takes, as a range.
 struct Share {
     int64_t begin, end;
 };
@@ -210,49 +239,53 @@ void encode_backward_table(const Scalar<F>* pull, const Scalar<F>* points, const
         for (int64_t first = 0; first < n; first += kChunk) {
             Chunk<F> chunk;
             chunk.read(points, first, n);
-            for (int64_t l = share.begin; l < share.end; l++)
-                if (grid.weight(l) != 0)
-                    pull_rows<F, features>(grid.levels[l], grid.weight(l), pull + first * stride + l * features, stride,
-                                           chunk, table_pull);
+            for (int64_t l = share.begin; l < share.end; l++) {
+                const Visit<F> visit = {grid.levels[l], grid.weight(l), chunk};
+                if (visit.weight != 0)
+                    pull_rows<F, features>(visit, {pull + first * stride + l * features, stride},
+                                           table_pull + int64_t(visit.level.first) * features);
+            }
         }
     }
 }
 
-template <class S, class T, int features>
-DREAMKILN_FN S total(T values) {
-    if constexpr (features == 1) {
-        return values;
-    } else {
-        S sum = values[0];
-        for (int i = 1; i < features; i++) sum += values[i];
-        return sum;
-    }
-}
+// --- backward to the points -------------------------------------------------------------------------------------------
 
-// Adds one level's part of the gradient of the points.
+// Features of a corner times their gradients, for each point.
 template <class F, int features>
-void pull_points(const GridLevel& level, Scalar<F> weight, const Scalar<F>* pull, int64_t stride,
-                 const Scalar<F>* table, const Chunk<F>& chunk, Scalar<F> (&slopes)[3][kChunk]) {
-    using S = Scalar<F>;
-    using Features = typename Packed<S, features>::Type;
-    const S* rows = table + int64_t(level.first) * features;
-    for (int block = 0; block < chunk.blocks; block++) {
+DREAMKILN_FN F dot_rows(const Scalar<F>* rows, const uint32_t (&row)[lanes<F>()], const Scalar<F>* pulled) {
+    if constexpr (kInLanes<F, features>) {
+        F products[features];
+        unroll<features>([&](auto g) {
+            products[g] = read_rows<features, g>(rows, row) * load<F>(pulled + g * lanes<F>());
+        });
+        add_features<features>(products);
+        return products[0];
+    } else {
+        alignas(64) Scalar<F> sums[lanes<F>()] = {};
+        for (int lane = 0; lane < lanes<F>(); lane++)
+            for (int f = 0; f < features; f++)
+                sums[lane] += rows[int64_t(row[lane]) * features + f] * pulled[lane * features + f];
+        return load<F>(sums);
+    }
+}
+
+template <class F, int features>
+void pull_points(const Visit<F>& visit, const Column<const Scalar<F>>& pull, const Scalar<F>* rows,
+                 Scalar<F> (&slopes)[3][kChunk]) {
+    for (int block = 0; block < visit.chunk.blocks; block++) {
         const int first = block * lanes<F>();
-        Corners<F> corners;
-        const GridCell<F> cell = cell_of(level, chunk, block);
-        corners.find(level, cell);
-        alignas(64) S sums[8][lanes<F>()] = {};
-        for (int lane = 0; lane < lanes<F>(); lane++) {
-            if (!(chunk.valid[block] >> lane & 1)) continue;
-            const Features features_pull = weight * read<Features>(pull + (first + lane) * stride);
-            for (int corner = 0; corner < 8; corner++)
-                sums[corner][lane] = total<S, Features, features>(
-                    features_pull * read<Features>(rows + int64_t(corners.rows[corner][lane]) * features));
-        }
+        const GridCell<F> cell = visit.cell(block);
+        alignas(64) Scalar<F> pulled[lanes<F>() * features];
+        read_pull<F, features>(pull.from(first), visit.chunk.valid[block], pulled);
         F dots[8], slope[3];
-        for (int corner = 0; corner < 8; corner++) dots[corner] = load<F>(sums[corner]);
+        for (int corner = 0; corner < 8; corner++) {
+            alignas(64) uint32_t row[lanes<F>()];
+            visit.rows(cell, corner, row);
+            dots[corner] = dot_rows<F, features>(rows, row, pulled) * visit.weight;
+        }
         for (int axis = 0; axis < 3; axis++) slope[axis] = load<F>(slopes[axis] + first);
-        add_slope<F>(level, cell, dots, slope);
+        add_slope<F>(visit.level, cell, dots, slope);
         for (int axis = 0; axis < 3; axis++) store<F>(slopes[axis] + first, slope[axis]);
     }
 }
@@ -267,10 +300,12 @@ void encode_backward_points(const Scalar<F>* pull, const Scalar<F>* points, cons
         Chunk<F> chunk;
         alignas(64) S slopes[3][kChunk] = {};
         chunk.read(points, first, n);
-        for (int64_t l = 0; l < grid.count; l++)
-            if (grid.weight(l) != 0)
-                pull_points<F, features>(grid.levels[l], grid.weight(l), pull + first * stride + l * features, stride,
-                                         table, chunk, slopes);
+        for (int64_t l = 0; l < grid.count; l++) {
+            const Visit<F> visit = {grid.levels[l], grid.weight(l), chunk};
+            if (visit.weight != 0)
+                pull_points<F, features>(visit, {pull + first * stride + l * features, stride},
+                                         table + int64_t(visit.level.first) * features, slopes);
+        }
         for (int i = 0; i < chunk.size; i++)
             for (int axis = 0; axis < 3; axis++) {
                 const int64_t at = 3 * (first + i) + axis;
