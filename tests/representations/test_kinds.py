@@ -121,9 +121,10 @@ def test_learns_a_ball_and_hands_out_its_surface(knobs: Any):
     error = (scene.render(look(), white).rgb - Ball().target(look(), white)).square().mean()
     assert -10 * error.log10() > 20
     mesh = scene.to_mesh(32)
-    # A cavity that no one sees is allowed, so the inner half of the vertices does not count.
+    # To a pixel of the pictures it learnt from; a cavity that no one sees is allowed, so the inner half of the
+    # vertices does not count.
     radius = mesh.vertices.norm(dim=1).quantile(0.75)
-    assert abs(radius - 0.5) < 0.06 and len(mesh.faces) > 100
+    assert abs(radius - 0.5) < 0.08 and len(mesh.faces) > 100
     outward = torch.nn.functional.normalize(mesh.vertices, dim=1)
     colour = scene.surface_colour(mesh.vertices, outward).median(0).values
     torch.testing.assert_close(colour, torch.tensor([0.9, 0.1, 0.1]), atol=0.1, rtol=0)
