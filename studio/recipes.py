@@ -10,6 +10,7 @@ from collections.abc import Callable
 from guidance.schedules import Schedule
 from guidance.sds import SDS
 from representations.hash_field import HashField
+from representations.kinds import AnyRepresentation
 from representations.splats import Splats
 from studio.cameras import Orbit
 from studio.request import Export, Regularizers, Request, Stage
@@ -24,13 +25,19 @@ _PIXEL_SDS = SDS(
 )
 
 
-_SPLAT_WISHES = Regularizers(opacity=Schedule(1000.0, 100.0, until=0.4), binary=Schedule(0.0, 1000.0))
-"""A heavy opacity penalty at first keeps the ball that a cloud begins as translucent, so that it can be carved."""
+def wishes(representation: AnyRepresentation) -> Regularizers:
+    """The regularisers that suit a representation.
+
+    A heavy opacity penalty at first keeps the ball that a cloud begins as translucent, so that it can be carved.
+    """
+    if isinstance(representation, Splats):
+        return Regularizers(opacity=Schedule(1000.0, 100.0, until=0.4), binary=Schedule(0.0, 1000.0))
+    return Regularizers()
 
 
 def draft(prompt: str) -> Request:
     """A minute on a laptop: a cloud of gaussians, a mesh of 12,000 faces, a 1024-texel texture."""
-    return Request(prompt, stages=(Stage(Splats(), _PIXEL_SDS, steps=900, regularizers=_SPLAT_WISHES),))
+    return Request(prompt, stages=(Stage(Splats(), _PIXEL_SDS, steps=900, regularizers=wishes(Splats())),))
 
 
 def standard(prompt: str) -> Request:

@@ -16,7 +16,7 @@ from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import members, nearest
 from studio.events import Event
 from studio.folder import free_name
-from studio.recipes import RECIPES
+from studio.recipes import RECIPES, wishes
 from studio.request import Request, check
 
 
@@ -163,7 +163,7 @@ def build_request(options: Generate, knobs: list[str]) -> Request:
         stages = tuple(
             s
             if s.representation is None or isinstance(s.representation, kind)
-            else dataclasses.replace(s, representation=kind())
+            else dataclasses.replace(s, representation=kind(), regularizers=wishes(kind()))
             for s in stages
         )
     if options.steps is not None:

@@ -10,8 +10,8 @@ from studio.cli import BAD_USAGE, FAILED, OK, VERBS, run
 
 SMALL = [
     "--stages.0.cameras.size", "16", "--stages.0.cameras.views", "2", "--export.faces", "100", "--export.texture", "64",
-    "--export.grid", "24", "--export.picture", "32", "--steps", "4", "--stages.0.representation.levels", "4", "8", "16",
-    "--stages.0.representation.rate", "0.001",
+    "--export.grid", "24", "--export.picture", "32", "--steps", "4", "--representation", "HashField",
+    "--stages.0.representation.levels", "4", "8", "16", "--stages.0.representation.rate", "0.001",
 ]  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_lasting_nans_stop_with_the_step_and_the_name(tiny, tmp_path, monkeypatc
     poisoned(monkeypatch, lambda call: call >= 3)
     one_stage = dataclasses.replace(tiny, stages=(dataclasses.replace(tiny.stages[0], steps=12),))
     events = []
-    with pytest.raises(RunError, match=r"step \d+.*density"):
+    with pytest.raises(RunError, match=r"step \d+.*table"):
         for event in run_request(one_stage, tmp_path / "run", "cpu"):
             events.append(event)
     assert isinstance(events[-1], Failed) and not (tmp_path / "run" / "result.glb").exists()
