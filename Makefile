@@ -82,7 +82,7 @@ lint: .venv/dev.stamp
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 clean:
 	rm -rf build dist .venv/*.stamp .pytest_cache .ruff_cache .import_linter_cache .hypothesis

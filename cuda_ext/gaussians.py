@@ -82,7 +82,7 @@ def rasterize_gaussians(
         if means.device.type == "cuda" and means.dtype != torch.float32:
             raise ValueError(f"the CUDA kernels of rasterize_gaussians are float32, the inputs are {means.dtype}")
         views = (pose, focal, background, *size, near)
-        image, radius, _ = gaussians_native.rasterize(*gaussians, blended, probed, *views)
+        image, radius, *_ = gaussians_native.rasterize(*gaussians, blended, probed, *views)
         return _images(image, radius, features)
     views = (pose, focal, size, background, blended, probed, near)
     return _images(*gaussians_reference.rasterize(*gaussians, *views), features)

@@ -1,10 +1,12 @@
 """The compiled form of ``rasterize_gaussians`` as operators of torch: CPU and CUDA kernels, shapes, gradients.
 
 ``torch.ops.dreamkiln.rasterize_gaussians`` and ``..._backward`` are opaque to torch.compile and known to autograd. What
-backward needs beyond the picture (gaussians on the screen, lists of tiles) is returned as a list of tensors, whose
-meaning is the device's own: ``cpu_gaussians.Saved`` or ``cuda_gaussians.Saved``.
+backward needs beyond the picture (gaussians on the screen, lists of tiles) is returned too, as ``PARTS`` tensors whose
+meaning is the device's own: ``cpu_gaussians.Saved`` or ``cuda_gaussians.Saved``, and empty ones to make up the number.
+(Torch takes five times as long over an operator that returns a list.)
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from cuda_ext import cpu_gaussians, cuda_gaussians
 _LIBRARY = torch.library.Library("dreamkiln", "FRAGMENT")
 _GAUSSIANS = "Tensor means, Tensor log_scales, Tensor quaternions, Tensor logit_opacities, Tensor sh, Tensor features"
 _VIEWS = "Tensor pose, Tensor focal, Tensor background, int height, int width, float near"
-_LIBRARY.define(f"rasterize_gaussians({_GAUSSIANS}, Tensor probe, {_VIEWS}) -> (Tensor, Tensor, Tensor[])")
+PARTS = 9
+_DRAWN = ", ".join(["Tensor"] * (2 + PARTS))  # the picture, the radii, and the parts
+_LIBRARY.define(f"rasterize_gaussians({_GAUSSIANS}, Tensor probe, {_VIEWS}) -> ({_DRAWN})")
 _LIBRARY.define(
     f"rasterize_gaussians_backward({_GAUSSIANS}, {_VIEWS}, Tensor image, Tensor[] saved, Tensor gradient)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -24,23 +28,29 @@ _ORDER = ("means", "log_scales", "quaternions", "logit_opacities", "sh", "featur
 _TILE = 8
 
 
-def rasterize(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The operator; arguments as it declares them. Returns the planes of the picture, the radii, and what is saved."""
+def rasterize(*arguments: Any) -> tuple[Tensor, ...]:
+    """The operator; arguments as it declares them. Returns the planes of the picture, the radii, and the parts."""
     return torch.ops.dreamkiln.rasterize_gaussians.default(*arguments)
+
+
+def _drawn(image: Tensor, radius: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:
+    return image, radius, *parts, *(image.new_empty(0) for _ in range(PARTS - len(parts)))
 
 
 # --- CPU --------------------------------------------------------------------------------------------------------------
 
+_CPU_PARTS = len(fields(cpu_gaussians.Saved))
 
-def _cpu_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+
+def _cpu_draw(*arguments: Any) -> tuple[Tensor, ...]:
     gaussians, (_, *views, height, width, near) = arguments[:6], arguments[6:]
     image, radius, saved = cpu_gaussians.draw(_inputs(gaussians, views), (height, width), near)
-    return image, radius, list(vars(saved).values())
+    return _drawn(image, radius, list(vars(saved).values()))
 
 
 def _cpu_backward(*arguments: Any) -> tuple[Tensor, ...]:
     gaussians, (*views, height, width, near, image, saved, gradient) = arguments[:6], arguments[6:]
-    inputs, kept = _inputs(gaussians, views), cpu_gaussians.Saved(*saved)
+    inputs, kept = _inputs(gaussians, views), cpu_gaussians.Saved(*saved[:_CPU_PARTS])
     pulled = cpu_gaussians.pull(inputs, image, kept, gradient.contiguous(), (height, width), near)
     return tuple(getattr(pulled, name) for name in _ORDER)
 
@@ -52,10 +62,10 @@ def _inputs(gaussians: tuple[Tensor, ...], views: list[Tensor]) -> cpu_gaussians
 # --- CUDA -------------------------------------------------------------------------------------------------------------
 
 
-def _cuda_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _cuda_draw(*arguments: Any) -> tuple[Tensor, ...]:
     gaussians, (_, *views, height, width, near) = arguments[:6], arguments[6:]
     radius, saved = cuda_gaussians.draw(_inputs(gaussians, views), cuda_gaussians.Settings((height, width), near))
-    return saved.image, radius, saved.parts()
+    return _drawn(saved.image, radius, saved.parts())
 
 
 def _cuda_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -68,7 +78,7 @@ def _cuda_backward(*arguments: Any) -> tuple[Tensor, ...]:
 # --- shapes, gradients ------------------------------------------------------------------------------------------------
 
 
-def _fake_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _fake_draw(*arguments: Any) -> tuple[Tensor, ...]:
     means, features, pose = arguments[0], arguments[5], arguments[7]
     height, width = arguments[10:12]
     n, b = means.shape[0], pose.shape[0]
@@ -84,10 +94,12 @@ def _fake_draw(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         order, rectangles = whole(b, n, dtype=torch.int64), whole(b, n, 4, dtype=torch.int16)
         ends, drawn = whole(b * n, dtype=torch.int64), whole(b)
         bins = whole(unknown(), dtype=torch.int64), whole(unknown())
-        return image, radius, [records, order, rectangles, ends, drawn, *bins, transmittance, whole(b, tiles)]
+        parts = [records, order, rectangles, ends, drawn, *bins, transmittance, whole(b, tiles)]
+        return _drawn(image, radius, parts)
     pairs = unknown()
     begin, tile_begin = whole(b * n + 1, dtype=torch.int64), whole(b * tiles + 1, dtype=torch.int64)
-    return image, radius, [transmittance, records, begin, tile_begin, whole(pairs), whole(pairs), whole(b * tiles)]
+    parts = [transmittance, records, begin, tile_begin, whole(pairs), whole(pairs), whole(b * tiles)]
+    return _drawn(image, radius, parts)
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -96,9 +108,9 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _remember(ctx: Any, inputs: tuple, output: tuple) -> None:
-    image, radius, saved = output
-    ctx.mark_non_differentiable(radius, *saved)
-    ctx.save_for_backward(*inputs[:6], *inputs[7:10], image, *saved)
+    image, *rest = output
+    ctx.mark_non_differentiable(*rest)
+    ctx.save_for_backward(*inputs[:6], *inputs[7:10], image, *rest[1:])
     ctx.shape = inputs[10:]
 
 

@@ -98,7 +98,7 @@ def test_the_operators_for_cuda_do_what_those_for_the_cpu_do(monkeypatch: pytest
         (gaussians_native._cpu_draw, gaussians_native._cpu_backward),
         (gaussians_native._cuda_draw, gaussians_native._cuda_backward),
     ):
-        image, radius, saved = draw(*gaussians, scene.probe, *views)
+        image, radius, *saved = draw(*gaussians, scene.probe, *views)
         gradient = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
         pulls.append([image, radius, *backward(*gaussians, *views, image, saved, gradient)])
     for cpu, gpu in zip(*pulls, strict=True):

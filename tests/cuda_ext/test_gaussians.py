@@ -303,7 +303,7 @@ def test_opcheck():
     gaussians = (scene.means, scene.log_scales, scene.quaternions, scene.logit_opacities, scene.sh, scene.features)
     views = (scene.pose, scene.focal, scene.background, *scene.size, scene.near)
     torch.library.opcheck(torch.ops.dreamkiln.rasterize_gaussians.default, (*gaussians, scene.probe, *views))
-    image, _, saved = gaussians_native.rasterize(*gaussians, scene.probe, *views)
+    image, _, *saved = gaussians_native.rasterize(*gaussians, scene.probe, *views)
     plain = [value.detach() for value in (*gaussians, *views[:3])]
     arguments = (*plain, *views[3:], image.detach(), [s.detach() for s in saved], torch.ones_like(image))
     torch.library.opcheck(torch.ops.dreamkiln.rasterize_gaussians_backward.default, arguments)
