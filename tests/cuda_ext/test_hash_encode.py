@@ -37,8 +37,8 @@ def both_ways(layout: GridLayout, points: Tensor, table: Tensor, weights: Tensor
 def assert_agrees(layout: GridLayout, points: Tensor, table: Tensor, weights: Tensor | None = None) -> None:
     mine, theirs = (both_ways(layout, points, table, weights, b) for b in ("native", "reference"))
     exact = table.dtype == torch.float64
-    # In float32 a place among 40 cells is rounded to 2e-6 of a cell, and neighbours differ by a few units.
-    for a, b, slack in zip(mine, theirs, (5, 20, 100), strict=True):
+    # In float32 a place among 40 cells is rounded to 2e-6 of a cell; slopes are 40 times as large.
+    for a, b, slack in zip(mine, theirs, (5, 20, 800), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9 if exact else 1e-4, atol=slack * (1e-12 if exact else 2e-6))
 
 
@@ -74,9 +74,9 @@ def test_layouts():
     assert MIXED.entries == (64, 512, 512, 512) and MIXED.rows == 1600 and MIXED.width == 16
     levels = GridLayout.geometric(levels=12, base=16, finest=2048, table=2**16, features=2).resolutions
     assert (levels[0], levels[-1], len(levels)) == (16, 2048, 12) and list(levels) == sorted(levels)
-    for wrong in ({"resolutions": ()}, {"features": 3}, {"table": 100}, {"resolutions": (0, 4)}):
-        with pytest.raises(ValueError):
-            GridLayout(**({"resolutions": (4,)} | wrong))
+    for wrong in (((), 8, 2), ((4,), 8, 3), ((4,), 100, 2), ((0, 4), 8, 2)):
+        with pytest.raises(ValueError, match="must be"):
+            GridLayout(*wrong)
 
 
 # Kernels --------------------------------------------------------------------------------------------------------------
