@@ -81,6 +81,7 @@ lint: .venv/dev.stamp
 	$(BIN)/lint-imports --no-logo
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
+# Threads that wait do not spin: on a busy machine the tests would take ten times as long.
 test: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 

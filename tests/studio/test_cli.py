@@ -1,6 +1,7 @@
 """The command line as people meet it: help, wrong names, wrong folders, and a whole run."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -97,3 +98,17 @@ def test_ctrl_c_stops_with_a_checkpoint_and_resume_finishes(tiny_prior, tmp_path
         rest = process.stdout.read()
     assert process.returncode == FAILED and '"Stopped"' in rest
     assert list((folder / "checkpoints").iterdir())
+
+
+def test_waiting_threads_do_not_hold_cores_unless_asked_to(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    run(["doctor", "--help"])
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    run(["doctor", "--help"])
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    run(["doctor", "--help"])
+    assert "GOMP_SPINCOUNT" not in os.environ
