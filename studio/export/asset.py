@@ -132,8 +132,8 @@ def export_asset(
         OSError: the folder cannot be written.
     """
     clock = _Clock()
-    folder.mkdir(parents=True, exist_ok=True)
     if isinstance(scene, SplatScene):
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "splats.ply", splat_ply_bytes(scene))
     phases = textured(
         scene, faces=faces, texture=texture, grid=grid, unwrap_timeout=unwrap_timeout, smoothing=smoothing
@@ -143,6 +143,7 @@ def export_asset(
     path = folder / "result.glb"
 
     yield clock.start("write")
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, glb_bytes(mesh, settings))
 
     yield clock.start("measure")
