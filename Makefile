@@ -64,7 +64,7 @@ demo: export DREAMKILN_PROMPT := $(value PROMPT)
 demo: .venv/runtime.stamp
 	@$(BIN)/studio generate "$$DREAMKILN_PROMPT"
 
-# The fixed list of prompts, one after the other, and a sheet of what came out; about half an hour on two cores.
+# The fixed list of prompts, one after the other, and a sheet of what came out; about ten minutes on two cores.
 gallery: .venv/runtime.stamp
 	$(BIN)/python -m studio.gallery draft
 

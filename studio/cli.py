@@ -60,7 +60,7 @@ def _be_a_good_neighbour() -> None:
 
     GNU OpenMP lets them spin for milliseconds by default. With any other program at work on the same cores, threads
     then wait for one that is waiting for a core: a step of ``draft`` took over 1 s instead of 45 ms on two cores. With
-    this limit it takes 0.14 s there, and no longer than before on an idle machine.
+    this limit it takes 0.14 s then, and no longer than before on an idle machine.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
