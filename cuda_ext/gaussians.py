@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cuda_ext import backends, gaussians_native, gaussians_reference, peers
 from cuda_ext.backends import Backend
+from cuda_ext.checks import expect
 
 
 @dataclass(frozen=True)
@@ -109,31 +110,22 @@ def _check(
     near: float,
 ) -> None:
     n, b = means.shape[0] if means.ndim else 0, pose.shape[0] if pose.ndim else 0
-    _expect("means", means, (n, 3), means)
-    _expect("log_scales", log_scales, (n, 3), means)
-    _expect("quaternions", quaternions, (n, 4), means)
-    _expect("logit_opacities", logit_opacities, (n,), means)
+    expect("means", means, (n, 3), "means", means)
+    expect("log_scales", log_scales, (n, 3), "means", means)
+    expect("quaternions", quaternions, (n, 4), "means", means)
+    expect("logit_opacities", logit_opacities, (n,), "means", means)
     harmonics = sh.shape[1] if sh.ndim == 3 else 1
     if harmonics not in (1, 4, 9, 16):
         raise ValueError(f"sh must have 1, 4, 9 or 16 harmonics a colour, got {harmonics}")
-    _expect("sh", sh, (n, harmonics, 3), means)
-    _expect("pose", pose, (b, 4, 4), means)
-    _expect("focal", focal, (b,), means)
-    _expect("background", background, (b, 3), means)
+    expect("sh", sh, (n, harmonics, 3), "means", means)
+    expect("pose", pose, (b, 4, 4), "means", means)
+    expect("focal", focal, (b,), "means", means)
+    expect("background", background, (b, 3), "means", means)
     if features is not None:
-        _expect("features", features, (n, features.shape[-1] if features.ndim else 0), means)
+        expect("features", features, (n, features.shape[-1] if features.ndim else 0), "means", means)
     if probe is not None:
-        _expect("probe", probe, (n,), means)
+        expect("probe", probe, (n,), "means", means)
     if len(size) != 2 or min(size) < 1 or max(size) > 32768:
         raise ValueError(f"size is height and width in pixels, 1 to 32768 each, got {size}")
     if not near > 0:
         raise ValueError(f"near must be positive, got {near}")
-
-
-def _expect(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    if value.dtype not in (torch.float32, torch.float64) or value.dtype != like.dtype:
-        raise ValueError(f"{name} is {value.dtype}: all inputs must be float32, or all float64 (means: {like.dtype})")
-    if value.shape != shape:
-        raise ValueError(f"{name} must have the shape {list(shape)}, got {list(value.shape)}")
-    if value.device != like.device:
-        raise ValueError(f"{name} is on {value.device}, means on {like.device}: move them to one device")

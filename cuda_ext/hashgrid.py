@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cuda_ext import backends, hashgrid_reference, native
 from cuda_ext.backends import Backend
+from cuda_ext.checks import expect
 
 _MOST_CELLS, _MOST_ROWS = 2**20, 2**28
 
@@ -121,19 +122,10 @@ def hash_encode(
 
 
 def _check(points: Tensor, table: Tensor, layout: GridLayout, weights: Tensor | None) -> None:
-    _expect("table", table, (layout.rows, layout.features), table)
-    _expect("points", points, (points.shape[0] if points.ndim else 0, 3), table)
+    expect("table", table, (layout.rows, layout.features), "table", table)
+    expect("points", points, (points.shape[0] if points.ndim else 0, 3), "table", table)
     if weights is not None:
-        _expect("weights", weights, (len(layout.resolutions),), table)
-
-
-def _expect(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    if value.dtype not in (torch.float32, torch.float64) or value.dtype != like.dtype:
-        raise ValueError(f"{name} is {value.dtype}: all inputs must be float32, or all float64 (table: {like.dtype})")
-    if value.shape != shape:
-        raise ValueError(f"{name} must have the shape {list(shape)}, got {list(value.shape)}")
-    if value.device != like.device:
-        raise ValueError(f"{name} is on {value.device}, table on {like.device}: move them to one device")
+        expect("weights", weights, (len(layout.resolutions),), "table", table)
 
 
 # The torch operations ---------------------------------------------------------------------------------------------
