@@ -3,7 +3,7 @@
 ``torch.ops.dreamkiln.rasterize_gaussians`` and ``..._backward`` are opaque to torch.compile and known to autograd. What
 backward needs beyond the picture (gaussians on the screen, lists of tiles) is returned too, as ``PARTS`` tensors whose
 meaning is the device's own: ``cpu_gaussians.Saved`` or ``cuda_gaussians.Saved``, and empty ones to make up the number.
-(Torch takes five times as long over an operator that returns a list.)
+(An operator that returns a list costs torch 40 microseconds more, forward and backward.)
 """
 
 from dataclasses import fields
