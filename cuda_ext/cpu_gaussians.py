@@ -15,7 +15,7 @@ _TILE = 8  # pixels, as in csrc/cpu/tiles.h
 _RECORD = 12  # numbers, as there
 _POINTERS = (
     *("means", "log_scales", "quaternions", "logit_opacities", "sh", "features", "pose", "focal", "background"),
-    *("records", "radius", "begin", "tile_begin", "pair_gaussian", "pair_slot", "reached", "image", "transmittance"),
+    *("records", "radius", "begin", "tile_begin", "pairs", "reached", "image", "transmittance"),
     *("gradient", "means_gradient", "log_scales_gradient", "quaternions_gradient", "logit_opacities_gradient"),
     *("sh_gradient", "features_gradient", "probe_gradient", "background_gradient"),
 )
@@ -60,8 +60,8 @@ class Saved:
     """First slot of each gaussian in each view, and their number; a slot is a gaussian in a tile."""
     tile_begin: Int[Tensor, " bounds"]
     """First pair of each tile of each view, and their number; a pair is a gaussian in a tile, in depth order."""
-    pair_gaussian: Int[Tensor, " pairs"]
-    pair_slot: Int[Tensor, " pairs"]
+    pairs: Int[Tensor, "pairs 2"]
+    """The gaussian and the slot of each pair."""
     reached: Int[Tensor, " tiles"]
     """Pairs of each tile until all its pixels were finished."""
 
@@ -96,10 +96,13 @@ def draw(
     call = _call(inputs, size, near)
     _point(call, first | {"radius": radius})
     pairs = _functions(kind.dtype)["project"](ctypes.byref(call))
+    if pairs >= 2**31:
+        raise MemoryError(
+            f"{pairs} pairs of gaussians and tiles are more than can be listed: draw fewer views at a time"
+        )
     second = {
         "tile_begin": torch.empty(b * tiles + 1, dtype=torch.int64),
-        "pair_gaussian": torch.empty(pairs, dtype=torch.int32),
-        "pair_slot": torch.empty(pairs, dtype=torch.int32),
+        "pairs": torch.empty(pairs, 2, dtype=torch.int32),
         "reached": torch.empty(b * tiles, dtype=torch.int32),
         "transmittance": kind.new_empty(b, h, w),
     }

@@ -96,9 +96,8 @@ def _fake_draw(*arguments: Any) -> tuple[Tensor, ...]:
         bins = whole(unknown(), dtype=torch.int64), whole(unknown())
         parts = [records, order, rectangles, ends, drawn, *bins, transmittance, whole(b, tiles)]
         return _drawn(image, radius, parts)
-    pairs = unknown()
     begin, tile_begin = whole(b * n + 1, dtype=torch.int64), whole(b * tiles + 1, dtype=torch.int64)
-    parts = [transmittance, records, begin, tile_begin, whole(pairs), whole(pairs), whole(b * tiles)]
+    parts = [transmittance, records, begin, tile_begin, whole(unknown(), 2), whole(b * tiles)]
     return _drawn(image, radius, parts)
 
 
