@@ -3,8 +3,8 @@
 They are the user's own installations, run on CUDA alone, and are what ours are compared with. Each function takes our
 operation's arguments and keeps its semantics:
 
-- gsplat (1.5) agrees to float32 rounding but for the order of equally deep gaussians; gradients come from atomics, so
-  they differ from run to run in the last digits.
+- gsplat (1.5) agrees to float32 rounding but for the order of equally deep gaussians, and where a gaussian is more
+  opaque than 0.99: it holds alpha to 0.999. Gradients come from atomics and differ from run to run in the last digits.
 - tiny-cuda-nn stores each level with half a cell of offset; a level of its own for each of ours, asked half a cell
   aside, puts the vertices where ours are. Values agree to float32 rounding of that shift, 1e-6 of the cube.
 """
