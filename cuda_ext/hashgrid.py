@@ -45,8 +45,8 @@ class GridLayout:
             raise ValueError(f"resolutions must be 1 to {_MOST_CELLS} cells a side, got {self.resolutions}")
         if self.features not in (1, 2, 4, 8):
             raise ValueError(f"features must be 1, 2, 4 or 8 a level, got {self.features}")
-        if not 1 <= self.table <= _MOST_ROWS or self.table & (self.table - 1):
-            raise ValueError(f"table must be a power of two up to {_MOST_ROWS}, got {self.table}")
+        if not 2 <= self.table <= _MOST_ROWS or self.table & (self.table - 1):
+            raise ValueError(f"table must be a power of two from 2 to {_MOST_ROWS}, got {self.table}")
         if self.rows >= 2**31:
             raise ValueError(f"the levels need {self.rows} rows together, more than 2^31: choose a smaller table")
 
@@ -142,11 +142,16 @@ def _layout(resolutions: tuple[int, ...], size: int, features: int) -> GridLayou
 
 
 @cache
-def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
+def _kernel(name: str, dtype: torch.dtype) -> Callable[..., int]:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     pointers = {"hash_encode": 5, "hash_encode_backward": 7}[name]
     suffix = {torch.float32: "f32", torch.float64: "f64"}[dtype]
-    return native.library().function(f"{name}_{suffix}", None, *[pointer] * pointers, *[number] * 4)
+    return native.library().function(f"{name}_{suffix}", ctypes.c_int, *[pointer] * pointers, *[number] * 4)
+
+
+def _run(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    if _kernel(name, dtype)(*arguments):
+        raise MemoryError(f"{name}: no memory for its working space, a few MB a thread")
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -164,8 +169,8 @@ def _encode_cpu(points: Tensor, table: Tensor, weights: Tensor | None, resolutio
     layout = _layout(tuple(resolutions), size, table.shape[1])
     out = points.new_empty(len(points), layout.width)
     inputs = [None if t is None else t.contiguous() for t in (points, table, weights)]
-    kernel = _kernel("hash_encode", points.dtype)
-    kernel(*map(_pointer, inputs), layout.packed.ctypes.data, _pointer(out), *_sizes(points, layout))
+    levels = layout.packed.ctypes.data
+    _run("hash_encode", points.dtype, *map(_pointer, inputs), levels, _pointer(out), *_sizes(points, layout))
     return out
 
 
@@ -182,8 +187,9 @@ def _encode_backward_cpu(
     layout = _layout(tuple(resolutions), size, table.shape[1])
     inputs = [None if t is None else t.contiguous() for t in (pull, points, table, weights)]
     table_pull, points_pull = _gradients(points, table, for_table, for_points)
-    kernel = _kernel("hash_encode_backward", points.dtype)
-    kernel(
+    _run(
+        "hash_encode_backward",
+        points.dtype,
         *map(_pointer, inputs),
         layout.packed.ctypes.data,
         _pointer(table_pull) if for_table else None,

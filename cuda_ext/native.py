@@ -20,7 +20,7 @@ import torch  # before the library, so that both share one OpenMP runtime
 
 import cuda_ext
 
-ABI = 2
+ABI = 3
 """What ``dreamkiln_abi()`` of csrc/cpu/dispatch.cpp must answer."""
 _CURE = "Install a C++17 compiler (gcc or clang) and run `pip install` again"
 

@@ -40,4 +40,4 @@ DREAMKILN_PUBLIC const char* dreamkiln_instruction_sets() {
 }
 
 // Raised whenever a function's arguments change, so that a stale library is refused and not called.
-DREAMKILN_PUBLIC int dreamkiln_abi() { return 2; }
+DREAMKILN_PUBLIC int dreamkiln_abi() { return 3; }

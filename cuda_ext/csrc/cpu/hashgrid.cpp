@@ -1,91 +1,42 @@
 // The multiresolution hash grid on CPUs; the mathematics is in hashgrid.h.
 //
-// Points go through in chunks, one level after the other, so that a level's part of the table stays in the nearest cache
-// that holds it. Forward, and backward to the points: threads share the chunks. Backward to the table: threads share the
-// levels, each of which is added up by one thread in the order of the points. So no two threads write to one place, and
-// results are the same bits for every number of threads.
-#include "rows.h"
+// Forward, and backward to the points: threads share the chunks of points (grid_chunk.h). Backward to the table: they
+// share the levels, each of which is added up by one thread in the order of the points. So no two threads write to one
+// place, and results are the same bits for every number of threads.
+#include "grid_chunk.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 namespace dreamkiln {
 inline namespace DREAMKILN_ISA {
 namespace {
 
-constexpr int kChunk = 8192;  // points; a multiple of every lanes<F>(). Half as many cost a tenth more time
-
-template <class S>
-struct Grid {
-    const GridLevel* levels;
-    const S* weights;  // of each level, or null
-    int64_t count;     // levels
-
-    S weight(int64_t level) const { return weights ? weights[level] : S(1); }
-};
-
-// A chunk of points, axis by axis, moved into the cube.
-template <class F>
-struct Chunk {
-    using S = Scalar<F>;
-    static constexpr int kBlocks = kChunk / lanes<F>();
-    static constexpr uint32_t kAll = (uint64_t(1) << lanes<F>()) - 1;
-
-    alignas(64) S axes[3][kChunk];
-    uint32_t valid[kBlocks];  // a bit for each lane that holds a finite point
-    int size, blocks;
-
-    void read(const S* points, int64_t first, int64_t n) {
-        size = static_cast<int>(n - first < kChunk ? n - first : kChunk);
-        blocks = (size + lanes<F>() - 1) / lanes<F>();
-        for (int i = 0; i < size; i++)
-            for (int axis = 0; axis < 3; axis++) axes[axis][i] = points[3 * (first + i) + axis];
-        for (int axis = 0; axis < 3; axis++)
-            for (int i = size; i < blocks * lanes<F>(); i++) axes[axis][i] = 0;
-        for (int block = 0; block < blocks; block++) clamp(block);
-        if (size % lanes<F>()) valid[blocks - 1] &= (1u << size % lanes<F>()) - 1;
-    }
-
-    DREAMKILN_FN void load_block(int block, F (&point)[3]) const {
-        for (int axis = 0; axis < 3; axis++) point[axis] = load<F>(axes[axis] + block * lanes<F>());
-    }
-
-    int count(int block) const {
-        const int left = size - block * lanes<F>();
-        return left < lanes<F>() ? left : lanes<F>();
-    }
-
-  private:
-    void clamp(int block) {
-        F point[3];
-        load_block(block, point);
-        valid[block] = static_cast<uint32_t>(bits(is_valid<F>(point)));
-        for (int axis = 0; axis < 3; axis++) store<F>(axes[axis] + block * lanes<F>(), clamp_to_cube(point[axis]));
-    }
-};
-
-// A level's features or their gradients, within an array of points times all features.
-template <class S>
-struct Column {
-    S* first;
-    int64_t stride;
-
-    Column from(int64_t point) const { return {first + point * stride, stride}; }
-};
+int thread_number() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 // One level and a chunk of points.
 template <class F>
 struct Visit {
     using S = Scalar<F>;
-    const GridLevel& level;
-    S weight;
+    const GridLevel level;
+    const S weight;
     const Chunk<F>& chunk;
 
-    DREAMKILN_FN GridCell<F> cell(int block) const {
+    DREAMKILN_FN GridCell<F> cell(int64_t block) const {
         F point[3];
         chunk.load_block(block, point);
         return locate<F>(level, point);
     }
 
     // With the level's weight in the corners' weights.
-    DREAMKILN_FN GridCell<F> weighted_cell(int block) const {
+    DREAMKILN_FN GridCell<F> weighted_cell(int64_t block) const {
         GridCell<F> out = cell(block);
         out.z[0] = out.z[0] * weight;
         out.z[1] = out.z[1] * weight;
@@ -98,18 +49,10 @@ struct Visit {
     }
 };
 
-// Gradients of a block's features, row after row; zero for points that do not count.
-template <class F, int features>
-DREAMKILN_FN void read_pull(const Column<const Scalar<F>>& pull, uint32_t valid, Scalar<F>* out) {
-    for (int lane = 0; lane < lanes<F>(); lane++)
-        for (int f = 0; f < features; f++)
-            out[lane * features + f] = valid >> lane & 1 ? pull.first[lane * pull.stride + f] : Scalar<F>(0);
-}
-
 // --- forward ----------------------------------------------------------------------------------------------------------
 
 template <class F, int features>
-DREAMKILN_FN void read_block(const Visit<F>& visit, int block, const Scalar<F>* rows, Scalar<F>* out) {
+DREAMKILN_FN void read_block(const Visit<F>& visit, int64_t block, const Scalar<F>* rows, Scalar<F>* out) {
     const GridCell<F> cell = visit.weighted_cell(block);
     alignas(64) uint32_t row[lanes<F>()];
     if constexpr (kInLanes<F, features>) {
@@ -136,108 +79,138 @@ DREAMKILN_FN void read_block(const Visit<F>& visit, int block, const Scalar<F>* 
 }
 
 template <class F, int features>
-void read_level(const Visit<F>& visit, const Scalar<F>* rows, Column<Scalar<F>> out) {
-    for (int block = 0; block < visit.chunk.blocks; block++) {
-        alignas(64) Scalar<F> values[lanes<F>() * features];
-        read_block<F, features>(visit, block, rows, values);
-        const uint32_t valid = visit.chunk.valid[block];
-        const Column<Scalar<F>> to = out.from(block * lanes<F>());
-        if (valid == Chunk<F>::kAll) {
-            for (int lane = 0; lane < lanes<F>(); lane++)
-                std::memcpy(to.first + lane * to.stride, values + lane * features, sizeof(Scalar<F>) * features);
-        } else {
-            for (int lane = 0; lane < visit.chunk.count(block); lane++)
-                for (int f = 0; f < features; f++)
-                    to.first[lane * to.stride + f] = valid >> lane & 1 ? values[lane * features + f] : Scalar<F>(0);
-        }
-    }
+void read_level(const Visit<F>& visit, const Scalar<F>* rows, Scalar<F>* out, Ahead ahead) {
+    for (int64_t block = 0; block < visit.chunk.blocks; block++, ahead.step())
+        read_block<F, features>(visit, block, rows, out + block * lanes<F>() * features);
 }
 
 template <class F, int features>
-void encode(const Scalar<F>* points, const Scalar<F>* table, const Grid<Scalar<F>>& grid, Scalar<F>* out, int64_t n,
-            int threads) {
+int encode(const Scalar<F>* points, const Scalar<F>* table, const Grid<Scalar<F>>& grid, Scalar<F>* out, int64_t n,
+           int threads) {
     const int64_t stride = grid.count * features;
+    const Cut cut = Cut::of(n, stride, threads);
+    const Room room(threads, Chunk<F>::bytes(cut, stride));
+    if (!room) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t first = 0; first < n; first += kChunk) {
-        Chunk<F> chunk;
-        chunk.read(points, first, n);
+    for (int64_t c = 0; c < cut.count; c++) {
+        Chunk<F> chunk(room.of(thread_number()), cut, stride);
+        chunk.read(points, c * cut.size, n);
         for (int64_t l = 0; l < grid.count; l++) {
-            const Column<Scalar<F>> column = {out + first * stride + l * features, stride};
             const Visit<F> visit = {grid.levels[l], grid.weight(l), chunk};
-            if (visit.weight != 0) {
-                read_level<F, features>(visit, table + int64_t(visit.level.first) * features, column);
-            } else {
-                for (int i = 0; i < chunk.size; i++)
-                    for (int f = 0; f < features; f++) column.from(i).first[f] = 0;
-            }
+            if (visit.weight != 0)
+                read_level<F, features>(visit, table + int64_t(visit.level.first) * features,
+                                        chunk.features + l * chunk.capacity * features,
+                                        Ahead(grid, l + 1, table, features, chunk.blocks));
         }
+        spread_out<F, features>(chunk, grid, out + c * cut.size * stride);
     }
+    return 0;
 }
 
 // --- backward to the table --------------------------------------------------------------------------------------------
 
+// Adds a block's share to the gradient of the rows.
 template <class F, int features>
-void pull_rows(const Visit<F>& visit, const Column<const Scalar<F>>& pull, Scalar<F>* rows) {
+DREAMKILN_FN void pull_block(const Visit<F>& visit, const GridCell<F>& cell, const Scalar<F>* pull, Scalar<F>* rows) {
     using S = Scalar<F>;
     alignas(64) uint32_t row[8][lanes<F>()];
-    alignas(64) S increment[8][lanes<F>() * features], pulled[lanes<F>() * features];
-    for (int block = 0; block < visit.chunk.blocks; block++) {
-        const GridCell<F> cell = visit.weighted_cell(block);
-        read_pull<F, features>(pull.from(block * lanes<F>()), visit.chunk.valid[block], pulled);
-        for (int corner = 0; corner < 8; corner++) {
-            visit.rows(cell, corner, row[corner]);
-            const F weight = weight_of(cell, corner);
-            if constexpr (kInLanes<F, features>) {
-                unroll<features>([&](auto g) {
-                    const F times = repeat<features, g>(weight) * load<F>(pulled + g * lanes<F>());
-                    store<F>(increment[corner] + g * lanes<F>(), times);
-                });
-            } else {
-                alignas(64) S number[lanes<F>()];
-                store<F>(number, weight);
-                for (int i = 0; i < lanes<F>() * features; i++)
-                    increment[corner][i] = number[i / features] * pulled[i];
-            }
+    alignas(64) S increment[8][lanes<F>() * features];
+    for (int corner = 0; corner < 8; corner++) {
+        visit.rows(cell, corner, row[corner]);
+        const F weight = weight_of(cell, corner);
+        if constexpr (kInLanes<F, features>) {
+            unroll<features>([&](auto g) {
+                const F times = repeat<features, g>(weight) * load<F>(pull + g * lanes<F>());
+                store<F>(increment[corner] + g * lanes<F>(), times);
+            });
+        } else {
+            alignas(64) S number[lanes<F>()];
+            store<F>(number, weight);
+            for (int i = 0; i < lanes<F>() * features; i++) increment[corner][i] = number[i / features] * pull[i];
         }
-        for (int lane = 0; lane < lanes<F>(); lane++)
-            for (int corner = 0; corner < 8; corner++)
-                add_row<features>(rows + int64_t(row[corner][lane]) * features, increment[corner] + lane * features);
+    }
+    for (int lane = 0; lane < lanes<F>(); lane++)
+        for (int corner = 0; corner < 8; corner++)
+            add_row<features>(rows + int64_t(row[corner][lane]) * features, increment[corner] + lane * features);
+}
+
+#if defined(DREAMKILN_ROW_PAIRS)
+// The same for rows of two floats, both rows of an edge along x at once: a tenth less time.
+DREAMKILN_FN void pull_block_in_pairs(const Visit<Vector>& visit, const GridCell<Vector>& cell, const float* pull,
+                                      float* rows) {
+    constexpr int width = kWidth<2>, half = width / 2;
+    alignas(64) uint32_t row[8][DREAMKILN_LANES];
+    alignas(64) float increment[4][2][2][half][4];  // edge, group, parity of the point, point, two rows
+    for (int corner = 0; corner < 8; corner++) visit.rows(cell, corner, row[corner]);
+    for (int edge = 0; edge < 4; edge++) {
+        const Vector low = weight_of(cell, 2 * edge), high = weight_of(cell, 2 * edge + 1);
+        unroll<2>([&](auto g) {
+            const Vector p = load<Vector>(pull + g * DREAMKILN_LANES);
+            const Vector a = repeat<2, g>(low) * p, b = repeat<2, g>(high) * p;
+            store<Vector>(increment[edge][g][0][0], pair_rows<false>(a, b, AllLanes()));
+            store<Vector>(increment[edge][g][1][0], pair_rows<true>(a, b, AllLanes()));
+        });
+    }
+    for (int lane = 0; lane < DREAMKILN_LANES; lane++)
+        for (int edge = 0; edge < 4; edge++)
+            add_row_pair(rows + 2 * int64_t(row[2 * edge][lane]), rows + 2 * int64_t(row[2 * edge + 1][lane]),
+                         increment[edge][lane / width][lane % 2][lane % width / 2]);
+}
+#endif
+
+template <class F, int features>
+void pull_rows(const Visit<F>& visit, const Scalar<F>* pull, Scalar<F>* rows, Ahead ahead) {
+    for (int64_t block = 0; block < visit.chunk.blocks; block++, pull += lanes<F>() * features, ahead.step()) {
+        const GridCell<F> cell = visit.weighted_cell(block);
+#if defined(DREAMKILN_ROW_PAIRS)
+        if constexpr (lanes<F>() > 1 && features == 2) {
+            pull_block_in_pairs(visit, cell, pull, rows);
+            continue;
+        }
+#endif
+        pull_block<F, features>(visit, cell, pull, rows);
     }
 }
 
 template <class F, int features>
-void encode_backward_table(const Scalar<F>* pull, const Scalar<F>* points, const Grid<Scalar<F>>& grid,
-                           Scalar<F>* table_pull, int64_t rows, int64_t n, int threads) {
-    const int64_t stride = grid.count * features;
+int encode_backward_table(const Scalar<F>* pull, const Scalar<F>* points, const Grid<Scalar<F>>& grid,
+                          Scalar<F>* table_pull, int64_t n, int threads) {
+    const int64_t stride = grid.count * features, width = (grid.count + threads - 1) / threads * features;
+    const Cut cut = Cut::of(n, width, 1);
+    const Room room(threads, Chunk<F>::bytes(cut, width));
+    if (!room) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int thread = 0; thread < threads; thread++) {
         // Every threads-th level: coarse ones cost less than fine ones, so ranges of them would not be equal shares.
         for (int64_t l = thread; l < grid.count; l += threads) {
-            const int64_t begin = grid.levels[l].first, end = l + 1 < grid.count ? grid.levels[l + 1].first : rows;
+            const int64_t begin = grid.rows_until(l), end = grid.rows_until(l + 1);
             std::memset(table_pull + begin * features, 0, sizeof(Scalar<F>) * features * (end - begin));
         }
-        for (int64_t first = 0; first < n; first += kChunk) {
-            Chunk<F> chunk;
-            chunk.read(points, first, n);
-            for (int64_t l = thread; l < grid.count; l += threads) {
+        Chunk<F> chunk(room.of(thread), cut, width);
+        for (int64_t c = 0; c < cut.count; c++) {
+            chunk.read(points, c * cut.size, n);
+            collect<F, features>(pull + c * cut.size * stride, grid, thread, threads, chunk);
+            const Scalar<F>* column = chunk.features;
+            for (int64_t l = thread; l < grid.count; l += threads, column += chunk.capacity * features) {
                 const Visit<F> visit = {grid.levels[l], grid.weight(l), chunk};
                 if (visit.weight != 0)
-                    pull_rows<F, features>(visit, {pull + first * stride + l * features, stride},
-                                           table_pull + int64_t(visit.level.first) * features);
+                    pull_rows<F, features>(visit, column, table_pull + int64_t(visit.level.first) * features,
+                                           Ahead(grid, l + threads, table_pull, features, chunk.blocks));
             }
         }
     }
+    return 0;
 }
 
 // --- backward to the points -------------------------------------------------------------------------------------------
 
 // Features of a corner times their gradients, for each point.
 template <class F, int features>
-DREAMKILN_FN F dot_rows(const Scalar<F>* rows, const uint32_t (&row)[lanes<F>()], const Scalar<F>* pulled) {
+DREAMKILN_FN F dot_rows(const Scalar<F>* rows, const uint32_t (&row)[lanes<F>()], const Scalar<F>* pull) {
     if constexpr (kInLanes<F, features>) {
         F products[features];
         unroll<features>([&](auto g) {
-            products[g] = read_rows<features, g>(rows, row) * load<F>(pulled + g * lanes<F>());
+            products[g] = read_rows<features, g>(rows, row) * load<F>(pull + g * lanes<F>());
         });
         add_features<features>(products);
         return products[0];
@@ -245,24 +218,22 @@ DREAMKILN_FN F dot_rows(const Scalar<F>* rows, const uint32_t (&row)[lanes<F>()]
         alignas(64) Scalar<F> sums[lanes<F>()] = {};
         for (int lane = 0; lane < lanes<F>(); lane++)
             for (int f = 0; f < features; f++)
-                sums[lane] += rows[int64_t(row[lane]) * features + f] * pulled[lane * features + f];
+                sums[lane] += rows[int64_t(row[lane]) * features + f] * pull[lane * features + f];
         return load<F>(sums);
     }
 }
 
 template <class F, int features>
-void pull_points(const Visit<F>& visit, const Column<const Scalar<F>>& pull, const Scalar<F>* rows,
-                 Scalar<F> (&slopes)[3][kChunk]) {
-    for (int block = 0; block < visit.chunk.blocks; block++) {
-        const int first = block * lanes<F>();
+void pull_points(const Visit<F>& visit, const Scalar<F>* pull, const Scalar<F>* rows, Scalar<F>* const (&slopes)[3],
+                 Ahead ahead) {
+    for (int64_t block = 0; block < visit.chunk.blocks; block++, pull += lanes<F>() * features, ahead.step()) {
+        const int64_t first = block * lanes<F>();
         const GridCell<F> cell = visit.cell(block);
-        alignas(64) Scalar<F> pulled[lanes<F>() * features];
-        read_pull<F, features>(pull.from(first), visit.chunk.valid[block], pulled);
         F dots[8], slope[3];
         for (int corner = 0; corner < 8; corner++) {
             alignas(64) uint32_t row[lanes<F>()];
             visit.rows(cell, corner, row);
-            dots[corner] = dot_rows<F, features>(rows, row, pulled) * visit.weight;
+            dots[corner] = dot_rows<F, features>(rows, row, pull) * visit.weight;
         }
         for (int axis = 0; axis < 3; axis++) slope[axis] = load<F>(slopes[axis] + first);
         add_slope<F>(visit.level, cell, dots, slope);
@@ -271,65 +242,64 @@ void pull_points(const Visit<F>& visit, const Column<const Scalar<F>>& pull, con
 }
 
 template <class F, int features>
-void encode_backward_points(const Scalar<F>* pull, const Scalar<F>* points, const Scalar<F>* table,
-                            const Grid<Scalar<F>>& grid, Scalar<F>* points_pull, int64_t n, int threads) {
+int encode_backward_points(const Scalar<F>* pull, const Scalar<F>* points, const Scalar<F>* table,
+                           const Grid<Scalar<F>>& grid, Scalar<F>* points_pull, int64_t n, int threads) {
     using S = Scalar<F>;
     const int64_t stride = grid.count * features;
+    const Cut cut = Cut::of(n, stride, threads);
+    const Room room(threads, Chunk<F>::bytes(cut, stride));
+    if (!room) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t first = 0; first < n; first += kChunk) {
-        Chunk<F> chunk;
-        alignas(64) S slopes[3][kChunk] = {};
-        chunk.read(points, first, n);
+    for (int64_t c = 0; c < cut.count; c++) {
+        Chunk<F> chunk(room.of(thread_number()), cut, stride);
+        chunk.read(points, c * cut.size, n);
+        collect<F, features>(pull + c * cut.size * stride, grid, 0, 1, chunk);
+        for (S* slope : chunk.slopes) std::memset(slope, 0, sizeof(S) * chunk.blocks * lanes<F>());
         for (int64_t l = 0; l < grid.count; l++) {
             const Visit<F> visit = {grid.levels[l], grid.weight(l), chunk};
             if (visit.weight != 0)
-                pull_points<F, features>(visit, {pull + first * stride + l * features, stride},
-                                         table + int64_t(visit.level.first) * features, slopes);
+                pull_points<F, features>(visit, chunk.features + l * chunk.capacity * features,
+                                         table + int64_t(visit.level.first) * features, chunk.slopes,
+                                         Ahead(grid, l + 1, table, features, chunk.blocks));
         }
-        for (int i = 0; i < chunk.size; i++)
+        for (int64_t i = 0; i < chunk.size; i++)
             for (int axis = 0; axis < 3; axis++) {
-                const int64_t at = 3 * (first + i) + axis;
-                const bool felt = chunk.valid[i / lanes<F>()] >> (i % lanes<F>()) & 1 && moves(points[at]);
-                points_pull[at] = felt ? slopes[axis][i] : S(0);
+                const int64_t at = 3 * (c * cut.size + i) + axis;
+                points_pull[at] = chunk.is_valid_at(i) && moves(points[at]) ? chunk.slopes[axis][i] : S(0);
             }
     }
+    return 0;
 }
 
 // Calls run with the number of features as a constant.
 template <class Run>
-void with_features(int64_t features, Run run) {
+int with_features(int64_t features, Run run) {
     switch (features) {
         case 1: return run(std::integral_constant<int, 1>());
         case 2: return run(std::integral_constant<int, 2>());
         case 4: return run(std::integral_constant<int, 4>());
-        case 8: return run(std::integral_constant<int, 8>());
+        default: return run(std::integral_constant<int, 8>());
     }
 }
 
-int64_t rows_of(const GridLevel* levels, int64_t count) {
-    const GridLevel& last = levels[count - 1];
-    const int64_t side = last.cells + 1;
-    return last.first + (last.mask ? int64_t(last.mask) + 1 : side * side * side);
+template <class F>
+int run_encode(const Scalar<F>* points, const Scalar<F>* table, const Grid<Scalar<F>>& grid, Scalar<F>* out, int64_t n,
+               int64_t features, int64_t threads) {
+    return with_features(features, [&](auto f) {
+        return encode<F, f()>(points, table, grid, out, n, static_cast<int>(threads));
+    });
 }
 
 template <class F>
-void run_encode(const Scalar<F>* points, const Scalar<F>* table, const Scalar<F>* weights, const GridLevel* levels,
-                Scalar<F>* out, int64_t n, int64_t count, int64_t features, int64_t threads) {
-    const Grid<Scalar<F>> grid = {levels, weights, count};
-    with_features(features, [&](auto f) { encode<F, f()>(points, table, grid, out, n, static_cast<int>(threads)); });
-}
-
-template <class F>
-void run_encode_backward(const Scalar<F>* pull, const Scalar<F>* points, const Scalar<F>* table,
-                         const Scalar<F>* weights, const GridLevel* levels, Scalar<F>* table_pull,
-                         Scalar<F>* points_pull, int64_t n, int64_t count, int64_t features, int64_t threads) {
-    const Grid<Scalar<F>> grid = {levels, weights, count};
-    with_features(features, [&](auto f) {
-        if (table_pull)
-            encode_backward_table<F, f()>(pull, points, grid, table_pull, rows_of(levels, count), n,
-                                          static_cast<int>(threads));
-        if (points_pull)
-            encode_backward_points<F, f()>(pull, points, table, grid, points_pull, n, static_cast<int>(threads));
+int run_encode_backward(const Scalar<F>* pull, const Scalar<F>* points, const Scalar<F>* table,
+                        const Grid<Scalar<F>>& grid, Scalar<F>* table_pull, Scalar<F>* points_pull, int64_t n,
+                        int64_t features, int64_t threads) {
+    const int crew = static_cast<int>(threads);
+    return with_features(features, [&](auto f) {
+        int failed = 0;
+        if (table_pull) failed |= encode_backward_table<F, f()>(pull, points, grid, table_pull, n, crew);
+        if (points_pull) failed |= encode_backward_points<F, f()>(pull, points, table, grid, points_pull, n, crew);
+        return failed;
     });
 }
 
@@ -337,33 +307,35 @@ void run_encode_backward(const Scalar<F>* pull, const Scalar<F>* points, const S
 }  // namespace DREAMKILN_ISA
 }  // namespace dreamkiln
 
+// Each function answers 0, or 1 where there was no memory to work in.
+
 using dreamkiln::GridLevel;
 
 // points [n, 3], table [rows, features], weights [count] or null, levels [count]; out [n, count * features].
-DREAMKILN_EXPORT(void, hash_encode_f32)
+DREAMKILN_EXPORT(int, hash_encode_f32)
 (const float* points, const float* table, const float* weights, const GridLevel* levels, float* out, int64_t n,
  int64_t count, int64_t features, int64_t threads) {
-    dreamkiln::run_encode<dreamkiln::Lanes>(points, table, weights, levels, out, n, count, features, threads);
+    return dreamkiln::run_encode<dreamkiln::Lanes>(points, table, {levels, weights, count}, out, n, features, threads);
 }
 
-DREAMKILN_EXPORT(void, hash_encode_f64)
+DREAMKILN_EXPORT(int, hash_encode_f64)
 (const double* points, const double* table, const double* weights, const GridLevel* levels, double* out, int64_t n,
  int64_t count, int64_t features, int64_t threads) {
-    dreamkiln::run_encode<double>(points, table, weights, levels, out, n, count, features, threads);
+    return dreamkiln::run_encode<double>(points, table, {levels, weights, count}, out, n, features, threads);
 }
 
-// pull [n, count * features]: the gradient of out. table_pull [rows, features] and points_pull [n, 3] are written whole;
-// each may be null.
-DREAMKILN_EXPORT(void, hash_encode_backward_f32)
+// pull [n, count * features]: the gradient of out. table_pull [rows, features] and points_pull [n, 3] are written
+// whole; each may be null.
+DREAMKILN_EXPORT(int, hash_encode_backward_f32)
 (const float* pull, const float* points, const float* table, const float* weights, const GridLevel* levels,
  float* table_pull, float* points_pull, int64_t n, int64_t count, int64_t features, int64_t threads) {
-    dreamkiln::run_encode_backward<dreamkiln::Lanes>(pull, points, table, weights, levels, table_pull, points_pull, n,
-                                                     count, features, threads);
+    return dreamkiln::run_encode_backward<dreamkiln::Lanes>(pull, points, table, {levels, weights, count}, table_pull,
+                                                            points_pull, n, features, threads);
 }
 
-DREAMKILN_EXPORT(void, hash_encode_backward_f64)
+DREAMKILN_EXPORT(int, hash_encode_backward_f64)
 (const double* pull, const double* points, const double* table, const double* weights, const GridLevel* levels,
  double* table_pull, double* points_pull, int64_t n, int64_t count, int64_t features, int64_t threads) {
-    dreamkiln::run_encode_backward<double>(pull, points, table, weights, levels, table_pull, points_pull, n, count,
-                                           features, threads);
+    return dreamkiln::run_encode_backward<double>(pull, points, table, {levels, weights, count}, table_pull, points_pull,
+                                                  n, features, threads);
 }

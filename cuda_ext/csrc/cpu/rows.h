@@ -1,7 +1,7 @@
-// Rows of a table in lanes: reading, weighing and adding up rows of 1, 2, 4 or 8 floats for a block of points at a time.
+// Rows of a table in lanes: reading, weighing and adding up rows of 1, 2, 4 or 8 floats for a block of points at once.
 //
-// The rows of a block of DREAMKILN_LANES points fill `features` vectors as they lie in memory, point after point: vector
-// `group` has those of the kWidth points from group * kWidth on.
+// The rows of a block of DREAMKILN_LANES points fill `features` vectors as they lie in memory, point after point:
+// vector `group` has those of the kWidth points from group * kWidth on.
 #pragma once
 
 #include "hashgrid.h"
@@ -81,6 +81,24 @@ DREAMKILN_FN void add_features(Vector* rows) {
     }
 }
 
+#if defined(__SSE2__)
+#define DREAMKILN_ROW_PAIRS
+
+// From rows of two floats in a and b: those of the points with even, or odd, numbers, a's beside b's.
+template <bool odd, int... lane>
+DREAMKILN_FN Vector pair_rows(Vector a, Vector b, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, (lane / 4 * 4 + lane % 2 + 2 * odd + (lane & 2 ? DREAMKILN_LANES : 0))...);
+}
+
+// Adds to two different rows of two floats.
+DREAMKILN_FN void add_row_pair(float* first, float* second, const float* increments) {
+    const __m128 low = (__m128)_mm_loadl_epi64((const __m128i*)first);
+    const __m128 sum = _mm_add_ps(_mm_loadh_pi(low, (const __m64*)second), _mm_load_ps(increments));
+    _mm_storel_pi((__m64*)first, sum);
+    _mm_storeh_pi((__m64*)second, sum);
+}
+#endif
+
 // The rows of a group; row: numbers of the block's rows in the table.
 template <int features, int group>
 DREAMKILN_FN Vector read_rows(const float* table, const uint32_t* row) {
@@ -92,7 +110,8 @@ DREAMKILN_FN Vector read_rows(const float* table, const uint32_t* row) {
         return (Vector)_mm512_i32gather_pd(_mm256_load_si256((const __m256i*)row), table, 8);
     if constexpr (features == 4) {
         const auto pair = [&](int point) {
-            return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at(point))), _mm_loadu_ps(at(point + 1)), 1);
+            const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(at(point)));
+            return _mm256_insertf128_ps(first, _mm_loadu_ps(at(point + 1)), 1);
         };
         return _mm512_insertf32x8(_mm512_castps256_ps512(pair(0)), pair(2), 1);
     }
