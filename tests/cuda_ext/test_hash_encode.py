@@ -74,7 +74,7 @@ def test_layouts():
     assert MIXED.entries == (64, 512, 512, 512) and MIXED.rows == 1600 and MIXED.width == 16
     levels = GridLayout.geometric(levels=12, base=16, finest=2048, table=2**16, features=2).resolutions
     assert (levels[0], levels[-1], len(levels)) == (16, 2048, 12) and list(levels) == sorted(levels)
-    for wrong in (((), 8, 2), ((4,), 8, 3), ((4,), 100, 2), ((0, 4), 8, 2)):
+    for wrong in (((), 8, 2), ((4,), 8, 3), ((4,), 100, 2), ((4,), 1, 2), ((0, 4), 8, 2)):
         with pytest.raises(ValueError, match="must be"):
             GridLayout(*wrong)
 
@@ -95,6 +95,16 @@ def test_kernels_agree_with_the_reference(features: int, dtype: torch.dtype, cou
 def test_many_points_and_levels_agree():
     layout = GridLayout.geometric(levels=12, base=4, finest=300, table=2**10, features=2)
     assert_agrees(layout, *inputs(layout, 20_000, torch.float64))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("layout", "count"),
+    [(GridLayout((3, 9), table=2**8, features=1), 70_001), (GridLayout((2, 5) * 16, table=2**6, features=8), 9_001)],
+    ids=["many points", "many features"],
+)
+def test_more_points_than_a_chunk_holds_agree(layout: GridLayout, count: int):
+    assert_agrees(layout, *inputs(layout, count, torch.float64))
 
 
 @needs_native
@@ -149,7 +159,7 @@ def test_gradcheck(layout: GridLayout):
 @settings(max_examples=25, deadline=None)
 @given(
     cells=st.lists(st.integers(1, 60), min_size=1, max_size=5),
-    table=st.sampled_from([2**3, 2**6, 2**10]),
+    table=st.sampled_from([2, 2**3, 2**6, 2**10]),
     features=st.sampled_from([1, 2, 4, 8]),
     count=st.integers(0, 70),
     seed=st.integers(0, 1000),
