@@ -91,6 +91,7 @@ int encode(const Scalar<F>* points, const Scalar<F>* table, const Grid<Scalar<F>
     const Cut cut = Cut::of(n, stride, threads);
     const Room room(threads, Chunk<F>::bytes(cut, stride));
     if (!room) return 1;
+    ask_for_large_pages(out, n * stride * sizeof(Scalar<F>));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t c = 0; c < cut.count; c++) {
         Chunk<F> chunk(room.of(thread_number()), cut, stride);
@@ -179,6 +180,7 @@ int encode_backward_table(const Scalar<F>* pull, const Scalar<F>* points, const 
     const Cut cut = Cut::of(n, width, 1);
     const Room room(threads, Chunk<F>::bytes(cut, width));
     if (!room) return 1;
+    ask_for_large_pages(table_pull, grid.rows_until(grid.count) * features * sizeof(Scalar<F>));
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int thread = 0; thread < threads; thread++) {
         // Every threads-th level: coarse ones cost less than fine ones, so ranges of them would not be equal shares.
