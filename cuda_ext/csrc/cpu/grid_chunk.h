@@ -35,7 +35,7 @@ struct Grid {
 };
 
 // Asks for large pages where an array of tens of MB is about to be filled: the allocator has such an array from the
-// system anew each time, and faults of 4 KB each were a quarter of a backward pass into a table of 55 MB. Smaller
+// system anew each time, and faults of 4 KB each were a quarter of a backward pass into a table of 47 MB. Smaller
 // arrays it mostly has had before.
 inline void ask_for_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
