@@ -1,7 +1,7 @@
 """Which form of an operation runs: compiled kernels, plain torch, or another package's."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -38,18 +38,18 @@ def available(operation: str, device: torch.device) -> list[Backend]:
     return ours + peers
 
 
-def choose(operation: str, backend: str, device: torch.device, peers: Sequence[str] = ()) -> str:
-    """The backend to use: ``native``, ``reference`` or one of ``peers``.
+def choose(operation: str, backend: str, device: torch.device) -> str:
+    """The backend to use: ``native``, ``reference`` or one of the operation's ``PEERS``.
 
     Args:
         operation: name, for messages.
         backend: what was asked for, a ``Backend``.
         device: where the inputs are.
-        peers: other packages that have this operation.
 
     Raises:
         ValueError: there is no such backend, not for this operation, or not on this machine; says what helps.
     """
+    peers = PEERS.get(operation, ())
     known = ("auto", "native", "reference", *peers)
     if backend == "auto" and _auto.get() in known:
         backend = _auto.get()

@@ -72,7 +72,7 @@ def rasterize_gaussians(
     """
     inputs = (means, log_scales, quaternions, logit_opacities, sh, pose, focal, background)
     _check(*inputs, size=size, features=features, probe=probe, near=near)
-    chosen = backends.choose("rasterize_gaussians", backend, means.device, backends.PEERS["rasterize_gaussians"])
+    chosen = backends.choose("rasterize_gaussians", backend, means.device)
     gaussians = (means, log_scales, quaternions, logit_opacities, sh)
     if chosen == "gsplat":
         views = (pose, focal, size, background, features, probe, near)

@@ -111,7 +111,7 @@ def hash_encode(
         ValueError: shapes, types or devices do not fit, or the backend cannot run.
     """
     _check(points, table, layout, weights)
-    chosen = backends.choose("hash_encode", backend, table.device, peers=("tinycudann",))
+    chosen = backends.choose("hash_encode", backend, table.device)
     if chosen == "reference":
         return hashgrid_reference.hash_encode(points, table, layout.resolutions, layout.entries, weights)
     if chosen == "tinycudann":

@@ -105,7 +105,7 @@ def fitted(knobs: Any, steps: int):
     representation, rng = fresh(knobs), torch.Generator().manual_seed(5)
     optimiser = torch.optim.Adam([{"params": g.parameters, "lr": g.rate(0)} for g in representation.groups()])
     for step in range(steps):
-        cameras = orbit(torch.rand(3, generator=rng) * 360, torch.rand(3, generator=rng) * 60, 24, 2.6, 40.0)
+        cameras = orbit(torch.rand(3, generator=rng) * 360, torch.rand(3, generator=rng) * 60, 48, 2.6, 40.0)
         background = torch.rand(3, 3, generator=rng)
         out = representation.scene().render(cameras, background)
         optimiser.zero_grad()
@@ -118,13 +118,11 @@ def fitted(knobs: Any, steps: int):
 def test_learns_a_ball_and_hands_out_its_surface(knobs: Any):
     scene = fitted(knobs, 60).scene().detach()
     white = torch.ones(2, 3)
-    error = (scene.render(look(), white).rgb - Ball().target(look(), white)).square().mean()
+    error = (scene.render(look(48), white).rgb - Ball().target(look(48), white)).square().mean()
     assert -10 * error.log10() > 20
     mesh = scene.to_mesh(32)
-    # To a pixel of the pictures it learnt from; a cavity that no one sees is allowed, so the inner half of the
-    # vertices does not count.
-    radius = mesh.vertices.norm(dim=1).quantile(0.75)
-    assert abs(radius - 0.5) < 0.08 and len(mesh.faces) > 100
+    radius = mesh.vertices.norm(dim=1)
+    assert abs(radius.median() - 0.5) < 0.06 and len(mesh.faces) > 100
     outward = torch.nn.functional.normalize(mesh.vertices, dim=1)
     colour = scene.surface_colour(mesh.vertices, outward).median(0).values
     torch.testing.assert_close(colour, torch.tensor([0.9, 0.1, 0.1]), atol=0.1, rtol=0)
