@@ -3,6 +3,7 @@
 One convention everywhere, the one of diffusers: ``eps_cfg = eps_u + S (eps_c - eps_u)``.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,8 +11,54 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from guidance.contract import Condition, Prior
+from guidance.controls import Controls
 
-Branch = Literal["text", "null", "negative"]
+Branch = Literal["text", "plain", "null", "negative", "source"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question to the prior: the noise in ``noisy`` at timesteps ``t``, told what ``branch`` says."""
+
+    noisy: Float[Tensor, "b c i j"]
+    t: Int[Tensor, " b"]
+    branch: Branch = "text"
+
+
+def predict(prior: Prior, condition: Condition, *asks: Ask, repel: float = 1.0) -> tuple[Tensor, ...]:
+    """Predicted noise [b, c, i, j] for each question, in the order asked, from one batched forward pass.
+
+    The null branch leaves the camera out (a pose of zeros); every branch keeps what ``condition.extra`` holds, such as
+    the background. Where the condition repels directions of view, every answer to ``text`` that has one to ``null`` of
+    the same latents beside it is Perp-Neg's (arXiv 2304.04968), and stands in for ``eps_c`` in all formulas:
+    ``eps_u + d + sum_i w_i perp(d_i, d)``, with ``d = eps_c - eps_u``.
+
+    Args:
+        prior: the prior.
+        condition: what it is told.
+        asks: the questions.
+        repel: factor of Perp-Neg's weights.
+    """
+    pairs = _pairs_to_repel(condition, asks)
+    count = 0 if condition.repelled is None else condition.repelled.shape[1]
+    further = [(asks[text], i) for text, _ in pairs for i in range(count)]
+    texts = [_text(condition, ask.branch) for ask in asks]
+    texts += [] if condition.repelled is None else [condition.repelled[:, i] for _, i in further]
+    every = [*asks, *(ask for ask, _ in further)]
+    pose = None if condition.pose is None else torch.cat([_pose(condition.pose, ask.branch) for ask in every])
+    answers = prior.predict_noise(
+        torch.cat([ask.noisy for ask in every]),
+        torch.cat([ask.t for ask in every]),
+        torch.cat(texts),
+        pose=pose,
+        extra={name: torch.cat([value] * len(every)) for name, value in condition.extra.items()},
+    ).chunk(len(every))
+    found = list(answers[: len(asks)])
+    for place, (text, null) in enumerate(pairs):
+        assert condition.repelled_weight is not None
+        away = answers[len(asks) + place * count :][:count]
+        found[text] = _repelled(answers[text], answers[null], away, repel * condition.repelled_weight)
+    return tuple(found)
 
 
 def predict_branches(
@@ -20,42 +67,79 @@ def predict_branches(
     t: Int[Tensor, " b"],
     condition: Condition,
     branches: tuple[Branch, ...] = ("text", "null"),
+    repel: float = 1.0,
 ) -> tuple[Float[Tensor, "b c i j"], ...]:
-    """Predicted noise of each branch, in the order asked, from one batched forward pass.
-
-    The null branch leaves the camera out (a pose of zeros); every branch keeps what ``condition.extra`` holds, such as
-    the background.
-    """
-    count = len(branches)
-    pose = None if condition.pose is None else torch.cat([_pose(condition.pose, branch) for branch in branches])
-    predicted = prior.predict_noise(
-        torch.cat([noisy] * count),
-        t.repeat(count),
-        torch.cat([_text(condition, branch) for branch in branches]),
-        pose=pose,
-        extra={name: torch.cat([value] * count) for name, value in condition.extra.items()},
-    )
-    return predicted.chunk(count)
+    """``predict`` for several branches at the same latents."""
+    return predict(prior, condition, *(Ask(noisy, t, branch) for branch in branches), repel=repel)
 
 
 def _text(condition: Condition, branch: Branch) -> Tensor:
-    return {"text": condition.text, "null": condition.null, "negative": condition.negative}[branch]
+    text = {
+        "text": condition.text,
+        "plain": condition.text if condition.plain is None else condition.plain,
+        "null": condition.null,
+        "negative": condition.negative,
+        "source": condition.source,
+    }[branch]
+    if text is None:
+        raise ValueError(f"the condition has no {branch} prompt")
+    return text
 
 
 def _pose(pose: Tensor, branch: Branch) -> Tensor:
     return torch.zeros_like(pose) if branch == "null" else pose
 
 
+# Perp-Neg -------------------------------------------------------------------------------------------------------------
+
+
+def _pairs_to_repel(condition: Condition, asks: tuple[Ask, ...]) -> list[tuple[int, int]]:
+    """Places of each question to ``text`` and of the one to ``null`` about the same latents."""
+    if condition.repelled is None:
+        return []
+    nulls = [i for i, ask in enumerate(asks) if ask.branch == "null"]
+    return [
+        (i, j)
+        for i, ask in enumerate(asks)
+        if ask.branch == "text"
+        for j in nulls
+        if asks[j].noisy is ask.noisy and asks[j].t is ask.t
+    ]
+
+
+def _repelled(text: Tensor, null: Tensor, away: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+    towards = text - null
+    pull = towards
+    for answer, w in zip(away, weights.unbind(1), strict=True):
+        pull = pull + w.to(towards)[:, None, None, None] * _perpendicular(answer - null, towards)
+    return null + pull
+
+
+def _perpendicular(d: Float[Tensor, "b c i j"], p: Float[Tensor, "b c i j"]) -> Float[Tensor, "b c i j"]:
+    """The part of ``d`` at right angles to ``p``, sample by sample."""
+    along = (d * p).sum((1, 2, 3), keepdim=True) / (p * p).sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
+    return d - along * p
+
+
+# Combination ----------------------------------------------------------------------------------------------------------
+
+
 def combine(
-    conditional: Float[Tensor, "b c i j"], null: Float[Tensor, "b c i j"], scale: float
+    conditional: Float[Tensor, "b c i j"], null: Float[Tensor, "b c i j"], scale: float | Float[Tensor, "b 1 1 1"]
 ) -> Float[Tensor, "b c i j"]:
     """``eps_u + S (eps_c - eps_u)``."""
     return null + scale * (conditional - null)
 
 
 def guided(
-    prior: Prior, noisy: Float[Tensor, "b c i j"], t: Int[Tensor, " b"], condition: Condition, scale: float
+    prior: Prior,
+    noisy: Float[Tensor, "b c i j"],
+    t: Int[Tensor, " b"],
+    condition: Condition,
+    scale: float | Float[Tensor, "b 1 1 1"],
+    controls: Controls = Controls(),  # noqa: B008 -- frozen
+    repel: float = 1.0,
 ) -> Float[Tensor, "b c i j"]:
-    """``eps_cfg`` of the prompt against the null prompt."""
-    conditional, null = predict_branches(prior, noisy, t, condition)
-    return combine(conditional, null, scale)
+    """``eps_cfg`` of the prompt against the null prompt, bounded as ``controls`` say."""
+    conditional, null = predict_branches(prior, noisy, t, condition, repel=repel)
+    return controls.bounded(prior, noisy, t, combine(conditional, null, scale), conditional)

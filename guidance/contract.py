@@ -39,7 +39,16 @@ class Condition:
     """The (view-dependent) prompt."""
     negative: Float[Tensor, "b t d"]
     null: Float[Tensor, "b t d"]
+    plain: Float[Tensor, "b t d"] | None = None
+    """The prompt without the direction of view; none: ``text`` has no direction."""
     pose: Float[Tensor, "b 4 4"] | None = None
+    """Camera-to-world, if the prior takes it."""
+    camera: Float[Tensor, "b 4 4"] | None = None
+    """Camera-to-world whatever the prior takes: for critics."""
+    repelled: Float[Tensor, "b k t d"] | None = None
+    """Prompts of directions that must not be seen (Perp-Neg)."""
+    repelled_weight: Float[Tensor, "b k"] | None = None
+    """Weights of ``repelled``, 0 or below."""
     source: Float[Tensor, "b t d"] | None = None
     """The prompt of the object that an edit starts from."""
     source_latents: Float[Tensor, "b c i j"] | None = None
@@ -61,11 +70,23 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """What a loss was made of, off the autograd graph: for pictures of what a method asks for."""
+
+    latents: Float[Tensor, "b c i j"]
+    gradient: Float[Tensor, "b c i j"]
+    draw: Draw
+
+
+@dataclass(frozen=True)
 class Loss:
     """A scalar to differentiate and what is worth plotting about it; nothing here has been read back to the host."""
 
     value: Float[Tensor, ""]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    trace: Trace | None = None
+    resting: bool = False
+    """The method asks that nothing of the scene changes in this step."""
 
 
 class Stateless(nn.Module):
@@ -106,7 +127,18 @@ class Prior(Protocol):
         extra: dict[str, Tensor] | None = None,
         adapter: Any = None,
     ) -> Float[Tensor, "b c i j"]:
-        """Predicted noise; a pose of zeros leaves the camera out for that sample. Never builds a graph."""
+        """Predicted noise; a pose of zeros leaves the camera out for that sample.
+
+        Builds no graph, except for the parameters of ``adapter`` where there is one and gradients are enabled. With an
+        adapter, the pose reaches the adapter even if the prior itself does not take it.
+        """
+        ...
+
+    def adapter(self, rank: int, seed: int) -> nn.Module:
+        """A small trainable change of this prior, for ``predict_noise``: none at all until it has learnt something.
+
+        Its parameters and state are its own, and nothing in the prior changes while it is used or trained.
+        """
         ...
 
 
@@ -120,8 +152,8 @@ class Guidance(Protocol[State]):
     requires: ClassVar[frozenset[str]]
     """What the method needs beyond text, e.g. ``{"source"}``; refused in words before any model loads."""
 
-    def init(self, prior: Prior) -> State:
-        """Fresh memory."""
+    def init(self, prior: Prior, seed: int = 0) -> State:
+        """Fresh memory; what it draws once for a whole run depends on the run's seed."""
         ...
 
     def gradient(

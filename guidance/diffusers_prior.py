@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guidance.camera_features import camera_features
@@ -189,6 +189,10 @@ class DiffusersPrior:
         elif self.prediction_type == "sample":
             answer = noise_estimate(self, z, answer, t)
         return answer.contiguous().to(noisy.dtype)
+
+    def adapter(self, rank: int, seed: int) -> nn.Module:
+        """A small trainable change of this prior."""
+        raise NotImplementedError("this prior does not take adapters")
 
     def _class_labels(self, noisy: Tensor, pose: Tensor | None, extra: dict[str, Tensor]) -> Tensor | None:
         if self.hints["camera"] == "none":

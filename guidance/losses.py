@@ -1,9 +1,67 @@
 """From a method's gradient to the loss that the run differentiates: the same reduction for every method."""
 
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from guidance.contract import Draw, Loss, surrogate
+from guidance.contract import Condition, Draw, Loss, Prior, Trace, Views, surrogate
+from guidance.controls import Controls
+from guidance.drawing import make_draw, timestep_bounds
+from guidance.schedules import Schedule
+
+
+@runtime_checkable
+class Distilling(Protocol):
+    """A method as ``distil`` needs it."""
+
+    @property
+    def t_min(self) -> Schedule:
+        """First timestep, as a fraction of the prior's schedule."""
+        ...
+
+    @property
+    def t_max(self) -> Schedule:
+        """Last timestep, as a fraction of the prior's schedule; drawn too."""
+        ...
+
+    @property
+    def controls(self) -> Controls:
+        """Options."""
+        ...
+
+    def gradient(
+        self, state: Any, prior: Prior, latents: Tensor, condition: Condition, draw: Draw, progress: float
+    ) -> Tensor:
+        """The update direction for ``latents``."""
+        ...
+
+
+def distil(
+    method: Distilling,
+    state: Any,
+    prior: Prior,
+    views: Views,
+    condition: Condition,
+    progress: float,
+    rng: torch.Generator,
+    **changes: Any,
+) -> Loss:
+    """Draw a step's randomness, ask ``method`` for its gradient, and make it a loss on the rendered pictures.
+
+    ``changes`` replace fields of the draw: what a method fixes for a whole run.
+    """
+    latents = prior.encode(views.images)
+    bounds = timestep_bounds(prior, method.t_min, method.t_max, progress)
+    draw = make_draw(latents, bounds, rng, method.controls.shared_t or method.controls.group)
+    draw = dataclasses.replace(draw, **changes)
+    with torch.no_grad():
+        if views.source is not None:
+            condition = dataclasses.replace(condition, source_latents=prior.encode(views.source))
+        gradient = method.gradient(state, prior, latents.detach(), condition, draw, progress)
+    return distillation_loss(latents, gradient, draw)
 
 
 def distillation_loss(latents: Float[Tensor, "b c i j"], gradient: Float[Tensor, "b c i j"], draw: Draw) -> Loss:
@@ -20,4 +78,5 @@ def distillation_loss(latents: Float[Tensor, "b c i j"], gradient: Float[Tensor,
             "gradient_norm": norms.mean(),
             "timestep": draw.timesteps.float().mean(),
         },
+        Trace(latents.detach(), gradient.detach(), draw),
     )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from guidance.contract import Prior
 
-Weighting = Literal["sds", "uniform", "fantasia3d", "snr_sqrt"]
+PlainWeighting = Literal["sds", "uniform", "fantasia3d", "snr_sqrt"]
+Weighting = Literal["sds", "uniform", "fantasia3d", "snr_sqrt", "dmd"]
 
 
 def levels(
@@ -45,6 +46,17 @@ def noise_estimate(
     """``eps = (z_t - a z0_hat) / s``: the noise that a clean latent implies."""
     a, s = levels(prior, t, noisy)
     return (noisy - a * clean) / s
+
+
+def ddim_step(
+    prior: Prior,
+    noisy: Float[Tensor, "b c i j"],
+    eps: Float[Tensor, "b c i j"],
+    now: Int[Tensor, " b"],
+    then: Int[Tensor, " b"],
+) -> Float[Tensor, "b c i j"]:
+    """``z_then = a_then z0_hat + s_then eps``, up or down (DDIM, arXiv 2010.02502, eq. 12 with eta 0)."""
+    return add_noise(prior, clean_estimate(prior, noisy, eps, now), eps, then)
 
 
 # v-prediction (Salimans and Ho, arXiv 2202.00512) ---------------------------------------------------------------------
@@ -92,7 +104,7 @@ def clean_from_flow(z_sigma: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
 # Weights --------------------------------------------------------------------------------------------------------------
 
 
-def weight(prior: Prior, t: Int[Tensor, " b"], kind: Weighting, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
+def weight(prior: Prior, t: Int[Tensor, " b"], kind: PlainWeighting, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
     """``w(t)``: ``sds`` 1 - abar (DreamFusion), ``uniform`` 1, ``fantasia3d`` a (1 - abar), ``snr_sqrt`` s / a."""
     a, s = levels(prior, t, like)
     if kind == "sds":
@@ -102,6 +114,28 @@ def weight(prior: Prior, t: Int[Tensor, " b"], kind: Weighting, like: Tensor) ->
     if kind == "snr_sqrt":
         return s / a
     return torch.ones_like(a)
+
+
+def weighted(
+    prior: Prior,
+    latents: Float[Tensor, "b c i j"],
+    noisy: Float[Tensor, "b c i j"],
+    t: Int[Tensor, " b"],
+    target: Float[Tensor, "b c i j"],
+    reference: Float[Tensor, "b c i j"],
+    kind: Weighting,
+    group: bool = False,
+) -> Float[Tensor, "b c i j"]:
+    """``w(t) (target - reference)``, for two predictions of noise of which the first was made of ``noisy`` at ``t``.
+
+    ``dmd`` is ``(s / a) (target - reference) / mean|z0 - z0_hat_target|``, the mean over each sample, or over all of
+    them if they are a ``group`` (DMD, arXiv 2311.18828, eq. 8; DMD2, arXiv 2405.14867).
+    """
+    if kind != "dmd":
+        return weight(prior, t, kind, latents) * (target - reference)
+    distance = (latents - clean_estimate(prior, noisy, target, t)).abs()
+    size = distance.mean((0, 1, 2, 3) if group else (1, 2, 3), keepdim=True)
+    return weight(prior, t, "snr_sqrt", latents) * (target - reference) / size.clamp_min(1e-8)
 
 
 def stable_diffusion_alphas() -> Float[Tensor, " t"]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from guidance.contract import Condition, Draw, Guidance
 from guidance.noising import levels, stable_diffusion_alphas
+from guidance.schedules import Schedule
 
 Gaussian = tuple[float | int, float | int]
 """Mean and variance."""
@@ -42,7 +43,6 @@ class GaussianPrior:
         """Pictures in [0, 1]."""
         return ((latents + 1) / 2).clamp(0, 1)
 
-    @torch.no_grad()
     def predict_noise(
         self,
         noisy: Float[Tensor, "b c i j"],
@@ -52,10 +52,26 @@ class GaussianPrior:
         extra: dict[str, Tensor] | None = None,
         adapter: Any = None,
     ) -> Float[Tensor, "b c i j"]:
-        """The exact noise prediction; only ``text`` conditions it."""
+        """The exact noise prediction; only ``text`` conditions it, and a ``GaussianAdapter`` may change it."""
         a, s = levels(self, t, noisy)
         mean, variance = text[:, 0, :, None, None, None].unbind(1)
-        return s * (noisy - a * mean) / (a**2 * variance + s**2)
+        with torch.set_grad_enabled(adapter is not None and torch.is_grad_enabled()):
+            if adapter is not None:
+                mean, variance = mean + adapter.shift, variance * adapter.log_spread.exp()
+            return s * (noisy - a * mean) / (a**2 * variance + s**2)
+
+    def adapter(self, rank: int, seed: int) -> "GaussianAdapter":
+        """Another mean and variance, which at first are the prior's."""
+        return GaussianAdapter()
+
+
+class GaussianAdapter(nn.Module):
+    """What a critic can learn of Gaussians: how far the mean lies from the prior's, and the ratio of variances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.log_spread = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
 
 def embedding(gaussian: Gaussian) -> Float[Tensor, "1 1 2"]:
@@ -63,8 +79,18 @@ def embedding(gaussian: Gaussian) -> Float[Tensor, "1 1 2"]:
     return torch.tensor(gaussian, dtype=torch.float64).view(1, 1, 2)
 
 
-_ORACLE_SETTINGS: dict[str, Any] = {"scale": 7.5, "score_clamp": None, "loss_weight": 1.0}
+_ORACLE_SETTINGS: dict[str, Any] = {
+    "scale": 7.5,
+    "t_min": Schedule(0.02),
+    "controls": {"final_scale": None, "score_clamp": None, "loss_weight": 1.0},
+    "base": "null",
+    "delta": Schedule(50.0),
+    "blend": Schedule(0.0),
+    "eta": 0.0,
+}
 """What the oracle sets, over a method's own defaults, in every method that has such a knob."""
+_ORACLE_WEIGHTING = {"CSD": "sds"}
+"""Weights of methods whose default is another."""
 
 
 def oracle_gradient(
@@ -80,8 +106,9 @@ def oracle_gradient(
 ) -> float:
     """A method's gradient for a single number, under the exact score of Gaussians, in float64.
 
-    A guidance scale of 7.5, no clamp and a loss weight of 1 take the place of the method's defaults; a knob that was
-    built with any other value than its default stays. ``draw.shift`` is 1 and ``draw.gap`` is 0.
+    A guidance scale of 7.5, no clamp, a loss weight of 1 and the like (``_ORACLE_SETTINGS``) take the place of the
+    method's defaults; a knob that was built with any other value than its default stays. ``draw.shift`` is 1 and
+    ``draw.gap`` is 0. A critic has learnt nothing.
 
     Args:
         method: the method.
@@ -107,13 +134,22 @@ def oracle_gradient(
 
 
 def _with_oracle_settings(method: Any) -> Any:
-    defaults = {field.name: field.default for field in dataclasses.fields(method)}
-    changes = {
-        name: value
-        for name, value in _ORACLE_SETTINGS.items()
-        if name in defaults and getattr(method, name) == defaults[name]
-    }
-    return dataclasses.replace(method, **changes)
+    settings = dict(_ORACLE_SETTINGS)
+    if type(method).__name__ in _ORACLE_WEIGHTING:
+        settings["weighting"] = _ORACLE_WEIGHTING[type(method).__name__]
+    return _with_defaults_replaced(method, settings)
+
+
+def _with_defaults_replaced(knobs: Any, settings: Mapping[str, Any]) -> Any:
+    """``knobs`` with those ``settings`` that it has and that still stand at their default."""
+    changes = {}
+    for field in dataclasses.fields(knobs):
+        now = getattr(knobs, field.name)
+        if isinstance(wanted := settings.get(field.name, now), Mapping):
+            changes[field.name] = _with_defaults_replaced(now, wanted)
+        elif field.name in settings and now == field.default:
+            changes[field.name] = wanted
+    return dataclasses.replace(knobs, **changes)
 
 
 def _number(value: float | int) -> Float[Tensor, "1 1 1 1"]:

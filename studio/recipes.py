@@ -7,6 +7,7 @@ out meanwhile.
 
 from collections.abc import Callable
 
+from guidance.controls import Controls
 from guidance.schedules import Schedule
 from guidance.sds import SDS
 from representations.hash_field import HashField
@@ -17,11 +18,10 @@ from studio.request import Export, Regularizers, Request, Stage
 
 _PIXEL_SDS = SDS(
     scale=7.5,
-    final_scale=2.0,
     form="clean",
-    clamp=1.0,
     t_min=Schedule(0.5, 0.05, until=0.9),
     t_max=Schedule(0.98, 0.5, until=0.9),
+    controls=Controls(final_scale=2.0, rescale=0.5, clamp=1.0),
 )
 
 
@@ -53,7 +53,13 @@ def standard(prompt: str) -> Request:
 def fine(prompt: str) -> Request:
     """Patience for detail: a coarse stage, then a field of 128 cells that begins where it ended."""
     coarse = Stage(HashField(), _PIXEL_SDS, steps=800)
-    refined = SDS(scale=2.5, form="clean", clamp=1.0, t_min=Schedule(0.2, 0.02), t_max=Schedule(0.6, 0.25))
+    refined = SDS(
+        scale=2.5,
+        form="clean",
+        t_min=Schedule(0.2, 0.02),
+        t_max=Schedule(0.6, 0.25),
+        controls=Controls(rescale=0.5, clamp=1.0),
+    )
     detail = Stage(HashField(levels=(16, 32, 64, 128)), refined, steps=800, cameras=Orbit(size=128))
     return Request(prompt, stages=(coarse, detail), export=Export(faces=50_000, texture=2048, grid=192))
 

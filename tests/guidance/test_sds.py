@@ -9,6 +9,7 @@ import torch
 
 from guidance import SDS
 from guidance.contract import Condition, Draw, Stateless, Views
+from guidance.controls import Controls
 from guidance.drawing import make_draw
 from guidance.schedules import Schedule
 from guidance.testing import GaussianPrior, embedding, oracle_gradient
@@ -23,8 +24,10 @@ UNIFORM = {50: -15.487374, 300: -16.107853, 900: -1.898781}
 def test_the_table(t: int):
     at: dict[str, Any] = {"z0": -1.0, "n": 0.3, "t": t}
     assert oracle_gradient(SDS(), **at) == pytest.approx(NOISE_FORM[t], abs=1e-6)
-    assert oracle_gradient(SDS(form="clean", rescale=0.0), **at) == pytest.approx(CLEAN_FORM[t], abs=1e-6)
     assert oracle_gradient(SDS(form="clean"), **at) == pytest.approx(CLEAN_FORM[t], abs=1e-6)
+    assert oracle_gradient(SDS(form="clean", controls=Controls(rescale=0.5)), **at) == pytest.approx(
+        CLEAN_FORM[t], abs=1e-6
+    )
     assert oracle_gradient(SDS(weighting="uniform"), **at) == pytest.approx(UNIFORM[t], abs=1e-6)
 
 
@@ -59,13 +62,13 @@ def test_the_mean_over_the_noise_pulls_towards_the_mode(t: int):
 
 KNOBS = [
     SDS(),
-    SDS(form="clean"),
-    SDS(form="clean", rescale=0.0, clamp=1.0),
+    SDS(form="clean", controls=Controls(rescale=0.5)),
+    SDS(form="clean", controls=Controls(clamp=1.0)),
     SDS(weighting="fantasia3d"),
-    SDS(weighting="snr_sqrt", score_clamp=Schedule(0.5, 2.0)),
-    SDS(max_norm=1.5),
-    SDS(scale=9.0, final_scale=3.0),
-    SDS(form="clean", score_clamp=Schedule(2.0), max_norm=0.1),
+    SDS(weighting="snr_sqrt", controls=Controls(score_clamp=Schedule(0.5, 2.0))),
+    SDS(controls=Controls(max_norm=1.5)),
+    SDS(scale=9.0, controls=Controls(final_scale=3.0)),
+    SDS(form="clean", controls=Controls(rescale=0.5, score_clamp=Schedule(2.0), max_norm=0.1)),
 ]
 
 
@@ -101,7 +104,15 @@ def test_a_batch_is_its_samples_one_by_one(method: SDS, case):
         torch.testing.assert_close(batch[i : i + 1], alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [SDS(form="clean", group=True), SDS(max_norm=1.5, group=True)], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        SDS(form="clean", controls=Controls(rescale=0.5, group=True)),
+        SDS(controls=Controls(max_norm=1.5, group=True)),
+        SDS(weighting="dmd", controls=Controls(group=True)),
+    ],
+    ids=str,
+)
 def test_a_group_is_one_sample(method: SDS, case):
     # Four views side by side in one wide picture have the statistics of four views in a group.
     latents, condition, draw = case
@@ -124,9 +135,9 @@ def test_limits_hold(case):
     def gradient(method: SDS, progress: float = 0.0) -> torch.Tensor:
         return method.gradient(Stateless(), PRIOR, latents, condition, draw, progress)
 
-    assert gradient(SDS(max_norm=0.5)).flatten(1).norm(dim=1).max().item() <= 0.5 + 1e-12
-    assert gradient(SDS(score_clamp=Schedule(0.5, 2.0)), 1.0).abs().max().item() <= 2
-    assert gradient(SDS(score_clamp=Schedule(0.5, 2.0)), 0.0).abs().max().item() <= 0.5
+    assert gradient(SDS(controls=Controls(max_norm=0.5))).flatten(1).norm(dim=1).max().item() <= 0.5 + 1e-12
+    assert gradient(SDS(controls=Controls(score_clamp=Schedule(0.5, 2.0))), 1.0).abs().max().item() <= 2
+    assert gradient(SDS(controls=Controls(score_clamp=Schedule(0.5, 2.0))), 0.0).abs().max().item() <= 0.5
     unmasked = SDS().gradient(Stateless(), PRIOR, latents, dataclasses.replace(condition, mask=None), draw, 0.0)
     assert condition.mask is not None
     torch.testing.assert_close(gradient(SDS()), unmasked * condition.mask)
@@ -203,7 +214,7 @@ def test_a_critic_there_is_none():
 
 def test_the_scale_can_fall_over_the_run(case):
     latents, condition, draw = case
-    falling = SDS(scale=9.0, final_scale=3.0)
+    falling = SDS(scale=9.0, controls=Controls(final_scale=3.0))
     for progress, scale in ((0.0, 9.0), (0.5, 6.0), (1.0, 3.0)):
         expected = SDS(scale=scale).gradient(Stateless(), PRIOR, latents, condition, draw, 0.0)
         torch.testing.assert_close(falling.gradient(Stateless(), PRIOR, latents, condition, draw, progress), expected)

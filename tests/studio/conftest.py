@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from guidance.controls import Controls
 from guidance.prior_folder import save_prior
 from guidance.sds import SDS
 from representations.hash_field import HashField
@@ -29,7 +30,9 @@ def tiny_prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_prior: Path) -> Request:
     """Two stages of a few steps at small size; its ball stays a ball."""
     field = HashField(levels=(4, 8, 16), occupancy_cells=8, rate=1e-3)
-    stage = Stage(field, SDS(scale=2.0, form="clean", clamp=1.0), steps=5, cameras=Orbit(views=2, size=24))
+    stage = Stage(
+        field, SDS(scale=2.0, form="clean", controls=Controls(clamp=1.0)), steps=5, cameras=Orbit(views=2, size=24)
+    )
     more = Stage(None, SDS(scale=2.0), steps=4, cameras=Orbit(views=2, size=24))
     export = Export(faces=200, texture=64, grid=24, picture=32)
     return Request(
