@@ -5,9 +5,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from guidance.contract import Condition, Draw, Loss, Prior, Trace, Views, surrogate
+from guidance.contract import Condition, Draw, Loss, Prior, Stateless, Trace, Views, surrogate
 from guidance.controls import Controls
 from guidance.drawing import make_draw, timestep_bounds
 from guidance.schedules import Schedule
@@ -47,21 +47,42 @@ def distil(
     condition: Condition,
     progress: float,
     rng: torch.Generator,
-    **changes: Any,
 ) -> Loss:
-    """Draw a step's randomness, ask ``method`` for its gradient, and make it a loss on the rendered pictures.
-
-    ``changes`` replace fields of the draw: what a method fixes for a whole run.
-    """
+    """Draw a step's randomness, ask ``method`` for its gradient, and make it a loss on the rendered pictures."""
     latents = prior.encode(views.images)
     bounds = timestep_bounds(prior, method.t_min, method.t_max, progress)
     draw = make_draw(latents, bounds, rng, method.controls.shared_t or method.controls.group)
-    draw = dataclasses.replace(draw, **changes)
+    return follow(method, state, prior, latents, views, condition, draw, progress)
+
+
+def follow(
+    method: Distilling,
+    state: Any,
+    prior: Prior,
+    latents: Float[Tensor, "b c i j"],
+    views: Views,
+    condition: Condition,
+    draw: Draw,
+    progress: float,
+) -> Loss:
+    """The loss of a step whose randomness is drawn."""
     with torch.no_grad():
         if views.source is not None:
             condition = dataclasses.replace(condition, source_latents=prior.encode(views.source))
         gradient = method.gradient(state, prior, latents.detach(), condition, draw, progress)
     return distillation_loss(latents, gradient, draw)
+
+
+def stateless(method: Any, prior: Prior, seed: int = 0) -> Stateless:
+    """``init`` of a method without memory."""
+    return Stateless()
+
+
+def nothing_learnt(
+    method: Any, state: nn.Module, prior: Prior, views: Views, condition: Condition, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """``train_critic`` of a method without a critic."""
+    return {}
 
 
 def distillation_loss(latents: Float[Tensor, "b c i j"], gradient: Float[Tensor, "b c i j"], draw: Draw) -> Loss:

@@ -3,14 +3,13 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from guidance.classifier_free import guided
-from guidance.contract import Condition, Draw, Loss, Prior, Stateless, Views
+from guidance.contract import Condition, Draw, Prior, Stateless
 from guidance.controls import Controls
-from guidance.losses import distil
+from guidance.losses import distil, nothing_learnt, stateless
 from guidance.noising import Weighting, add_noise, clean_estimate, weighted
 from guidance.schedules import Schedule
 
@@ -38,9 +37,9 @@ class SDS:
     """Options that every method has."""
     requires: ClassVar[frozenset[str]] = frozenset()
 
-    def init(self, prior: Prior, seed: int = 0) -> Stateless:
-        """No memory."""
-        return Stateless()
+    init = stateless
+    loss = distil
+    train_critic = nothing_learnt
 
     def gradient(
         self,
@@ -60,21 +59,3 @@ class SDS:
         else:
             gradient = weighted(prior, latents, noisy, t, eps, draw.noise, self.weighting, self.controls.group)
         return self.controls.finish(gradient, condition, progress)
-
-    def loss(
-        self,
-        state: Stateless,
-        prior: Prior,
-        views: Views,
-        condition: Condition,
-        progress: float,
-        rng: torch.Generator,
-    ) -> Loss:
-        """A loss on the rendered pictures, with diagnostics of ``losses.distillation_loss``."""
-        return distil(self, state, prior, views, condition, progress, rng)
-
-    def train_critic(
-        self, state: Stateless, prior: Prior, views: Views, condition: Condition, rng: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Nothing to learn."""
-        return {}

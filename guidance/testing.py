@@ -137,18 +137,18 @@ def _with_oracle_settings(method: Any) -> Any:
     settings = dict(_ORACLE_SETTINGS)
     if type(method).__name__ in _ORACLE_WEIGHTING:
         settings["weighting"] = _ORACLE_WEIGHTING[type(method).__name__]
-    return _with_defaults_replaced(method, settings)
+    return _with_defaults_replaced(method, type(method)(), settings)
 
 
-def _with_defaults_replaced(knobs: Any, settings: Mapping[str, Any]) -> Any:
-    """``knobs`` with those ``settings`` that it has and that still stand at their default."""
+def _with_defaults_replaced(knobs: Any, default: Any, settings: Mapping[str, Any]) -> Any:
+    """``knobs`` with those ``settings`` that it has and that still stand where they stand in ``default``."""
     changes = {}
-    for field in dataclasses.fields(knobs):
-        now = getattr(knobs, field.name)
-        if isinstance(wanted := settings.get(field.name, now), Mapping):
-            changes[field.name] = _with_defaults_replaced(now, wanted)
-        elif field.name in settings and now == field.default:
-            changes[field.name] = wanted
+    for name in {field.name for field in dataclasses.fields(knobs)} & set(settings):
+        now, before, wanted = getattr(knobs, name), getattr(default, name), settings[name]
+        if isinstance(wanted, Mapping):
+            changes[name] = _with_defaults_replaced(now, before, wanted)
+        elif now == before:
+            changes[name] = wanted
     return dataclasses.replace(knobs, **changes)
 
 

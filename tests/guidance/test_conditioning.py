@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from guidance.conditioning import DIRECTIONS, Prompts, direction_seen, direction_shares, viewing_angles
+from guidance.conditioning import (
+    DIRECTIONS,
+    Prompts,
+    direction_seen,
+    direction_shares,
+    repelled_directions,
+    viewing_angles,
+)
 from guidance.contract import Views
 from guidance.testing import GaussianPrior
 from studio.toybox.views import look_from
@@ -75,3 +82,54 @@ def test_a_prior_gets_what_it_takes_and_no_more():
     seen = views((0, 0), (180, 0))
     made = Prompts.embed(prior(frozenset({"pose", "background", "depth"})), "a cup").condition(seen)
     assert made.pose is seen.pose and list(made.extra) == ["background"]
+
+
+# Perp-Neg -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "directions", "weights"),
+    [
+        (0, ("front", "side"), (-0.0001, -1.574)),  # r = 1: -f_fs(1), -f_sf(0)
+        (89.999, ("front", "side"), (-1.574, -0.0001)),
+        (-90.001, ("side", "front"), (-0.0005, -1.5735)),  # r = 1 again
+        (180, ("side", "front"), (-0.394, -1.967)),
+    ],
+)
+def test_what_perp_neg_keeps_away(azimuth: float, directions: tuple[str, str], weights: tuple[float, float]):
+    found, weight = repelled_directions(poses((azimuth, 10)))
+    assert tuple(DIRECTIONS[i] for i in found[0].tolist()) == directions
+    assert weight[0].tolist() == pytest.approx(weights, abs=1e-3)
+
+
+def test_perp_neg_fills_the_condition_and_leaves_overhead_alone():
+    made = Prompts.embed(prior(), "a cup", view_dependent="perp_neg").condition(views((30, 0), (-150, 0), (30, 70)))
+    assert made.repelled is not None and made.repelled_weight is not None
+    assert made.repelled[:, :, 0, 0].tolist() == [[1, 2], [2, 1], [1, 2]]
+    assert made.text[:, 0, 0].tolist() == pytest.approx([4 / 3, 2 + 2 / 3, 4], abs=1e-5)
+    assert (made.repelled_weight[:2] < 0).all() and (made.repelled_weight[2] == 0).all()
+    assert made.plain is not None and made.plain[:, 0, 0].tolist() == [7, 7, 7]
+
+
+def test_perp_neg_and_a_negative_null_prompt_are_refused_together():
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        Prompts.embed(prior(), "a cup", "bad", "perp_neg", negative_as_null=True)
+
+
+# Edits and critics ----------------------------------------------------------------------------------------------------
+
+
+def test_the_source_is_seen_from_the_same_direction():
+    known = prior()
+    known._prompts.update({"a mug, front view": (11, 1), "a mug, back view": (13, 1)})
+    made = Prompts.embed(known, "a cup", source="a mug").condition(views((0, 0), (180, 0)))
+    assert made.source is not None and made.source[:, 0, 0].tolist() == [11, 13]
+    plain = Prompts.embed(known, "a cup", view_dependent="off", source="a mug, back view").condition(views((0, 0)))
+    assert plain.source is not None and plain.source[:, 0, 0].tolist() == [13]
+    assert Prompts.embed(known, "a cup").condition(views((0, 0))).source is None
+
+
+def test_critics_get_the_camera_whatever_the_prior_takes():
+    seen = views((0, 0), (180, 0))
+    made = Prompts.embed(prior(), "a cup").condition(seen)
+    assert made.pose is None and made.camera is seen.pose
