@@ -73,6 +73,15 @@ class Scene(ABC):
 class Representation(nn.Module, ABC):
     """What is optimised; it makes scenes."""
 
+    @property
+    def variants(self) -> int:
+        """How many scenes it makes: 1, unless it holds particles."""
+        return 1
+
+    def turn(self, step: int) -> int:
+        """The variant that a step renders and restructures: each in turn."""
+        return step % self.variants
+
     @abstractmethod
     def scene(self, text: Float[Tensor, " d"] | None = None, variant: int = 0) -> Scene:
         """The scene of ``text`` (ignored by single objects) and of particle ``variant``."""

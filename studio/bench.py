@@ -171,7 +171,7 @@ def iteration(recipe: str, request: Request, device: torch.device, warm: int = 5
     """Time ``steps`` iterations of a request's first stage, after ``warm`` that do not count."""
     from guidance.conditioning import Prompts
     from guidance.diffusers_prior import DiffusersPrior
-    from studio.optimize import Run, Timing, make_optimiser, optimize, step_rng
+    from studio.optimize import Run, Setting, Timing, make_optimiser, optimize, step_rng
     from studio.paths import resolve_prior
     from studio.run import never
 
@@ -183,9 +183,9 @@ def iteration(recipe: str, request: Request, device: torch.device, warm: int = 5
     run = Run(0, 0, representation, make_optimiser(representation), stage.guidance.init(prior))
     for count in (warm, steps):
         timing = Timing(every=1)
-        events = optimize(run, stage, prior, prompts, prior.hints, request.seed, timing, never)
+        taken = optimize(run, Setting(stage, prior, prompts, prior.hints, request.seed), timing, never)
         for _ in range(count):
-            next(events)
+            next(taken)
     return Iteration(
         recipe,
         type(stage.representation).__name__,

@@ -131,8 +131,11 @@ def _flush_folder(folder: Path) -> None:
 
 def _fold(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return f"{_TENSOR}{path}"
+        name = path
+        while name in tensors:  # two places can spell alike: "a.b", and "b" within "a"
+            name += "'"
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return f"{_TENSOR}{name}"
     if isinstance(value, dict):
         folded = {str(k): _fold(v, f"{path}.{k}" if path else str(k), tensors) for k, v in value.items()}
         return {_INT_KEYS: folded} if value and all(isinstance(k, int) for k in value) else folded

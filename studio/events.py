@@ -53,6 +53,14 @@ class Previewed:
 
 
 @dataclass(frozen=True)
+class DebugPictured:
+    """A picture of what prior and method asked for in this step was written."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
 class Checkpointed:
     """The run can be resumed from here."""
 
@@ -110,6 +118,7 @@ Event = (
     | StageStarted
     | Stepped
     | Previewed
+    | DebugPictured
     | Checkpointed
     | Working
     | Exported

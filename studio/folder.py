@@ -13,12 +13,30 @@ from typing import Any
 from torch import Tensor
 
 from studio.checkpoints import write_atomically
-from studio.codec import encode
+from studio.codec import decode, encode
 from studio.events import Event, Stepped, Working
 from studio.request import Request
 
 _RECORD_EVERY = 1.0
 """Seconds between recorded steps: reading a loss makes the host wait for the device."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the message says why and what to do."""
+
+
+def read_request(folder: Path) -> Request:
+    """The request of a run.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    try:
+        return decode(Request, json.loads((folder / "request.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise RunError(f"{folder} is not a run: it has no request.json.") from problem
+    except ValueError as problem:
+        raise RunError(f"{folder}/request.json cannot be read: {problem}") from problem
 
 
 class RunFolder:

@@ -2,7 +2,10 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+import torch
 
 from guidance.conditioning import ViewDependence
 from guidance.methods import AnyGuidance
@@ -11,6 +14,7 @@ from guidance.schedules import Schedule
 from guidance.sds import SDS
 from representations.kinds import AnyRepresentation
 from studio.cameras import Orbit
+from studio.codec import nearest
 from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, resolve_prior
 
 LONGEST_PROMPT = 500
@@ -41,6 +45,22 @@ class Stage:
     """Where renders are taken from."""
     regularizers: Regularizers = field(default=Regularizers())
     """Further wishes."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A task: not to begin anew, but to change the object that a finished run made.
+
+    The first stage begins exactly as that run ended; every step also renders what it was, for the methods that compare
+    (DDS, PDS). The run keeps a copy of what it needs, so the source may go once the run has begun.
+    """
+
+    source: Path
+    """Folder of the finished run."""
+    keep: tuple[str, ...] = ()
+    """Groups of parameters that may not move, e.g. means (of gaussians)."""
+    begin: float = 0.5
+    """Where in a run the learning rates enter: 0 as at its start, 1 as at its end. The object is there already."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +101,20 @@ class Request:
     """Steps between checkpoints."""
     preview_every: int = 50
     """Steps between preview pictures; 0 for none."""
+    debug_every: int = 0
+    """Steps between pictures of what prior and method ask for; 0 for none."""
+    task: Edit | None = None
+    """What to edit; none: begin anew."""
 
     @property
     def steps(self) -> int:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def representation(self, stage: int) -> AnyRepresentation:
+        """What a stage works on: its own representation, or the last one named before it."""
+        named = [s.representation for s in self.stages[: stage + 1] if s.representation is not None]
+        return named[-1]
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,7 @@ class Problem:
 
 def check(request: Request) -> list[Problem]:
     """Every objection to a request, in words, before anything heavy is loaded."""
-    problems = [*_check_prompt(request), *_check_numbers(request)]
+    problems = [*_check_prompt(request), *_check_numbers(request), *_check_task(request)]
     try:
         folder = resolve_prior(request.prior)
         problems += _check_words(request, read_hints(folder)["words"])
@@ -125,14 +154,13 @@ def _check_numbers(request: Request) -> list[Problem]:
     if not request.stages or request.stages[0].representation is None:
         wrong.append("The first stage needs a representation to optimise")
     for i, stage in enumerate(request.stages):
-        missing = stage.guidance.requires - {"text"}
         checks = {
             f"stages.{i}.steps must be 1 or more, not {stage.steps}": stage.steps >= 1,
             f"stages.{i}.cameras.views must be 1 or more, not {stage.cameras.views}": stage.cameras.views >= 1,
             f"stages.{i}.cameras.size must be 8 or more pixels, not {stage.cameras.size}": stage.cameras.size >= 8,
-            f"{type(stage.guidance).__name__} needs {', '.join(sorted(missing))}": not missing,
         }
         wrong += [text for text, holds in checks.items() if not holds]
+        wrong += _lacking(stage, request.task)
     export = request.export
     checks = {
         f"export.faces must be 12 or more, not {export.faces}": export.faces >= 12,
@@ -141,9 +169,33 @@ def _check_numbers(request: Request) -> list[Problem]:
         f"export.picture must be 16 or more, not {export.picture}": export.picture >= 16,
         f"checkpoint_every must be 1 or more, not {request.checkpoint_every}": request.checkpoint_every >= 1,
         f"preview_every must be 0 or more, not {request.preview_every}": request.preview_every >= 0,
+        f"debug_every must be 0 or more, not {request.debug_every}": request.debug_every >= 0,
     }
     wrong += [text for text, holds in checks.items() if not holds]
     return [Problem("error", f"{text}.") for text in wrong]
+
+
+def _lacking(stage: Stage, task: Edit | None) -> list[str]:
+    """What the stage's method needs and is not there."""
+    name = type(stage.guidance).__name__
+    missing = stage.guidance.requires - {"text"} - (set() if task is None else {"source"})
+    if "source" in missing:
+        return [f"{name} changes an object that is there already; use `studio edit RUN PROMPT --method {name}`"]
+    return [f"{name} needs {', '.join(sorted(missing))}"] if missing else []
+
+
+def _check_task(request: Request) -> list[Problem]:
+    if (task := request.task) is None:
+        return []
+    wrong = [] if 0 <= task.begin <= 1 else [f"task.begin must be between 0 and 1, not {task.begin}"]
+    for stage in request.stages if task.keep else ():
+        if stage.representation is not None:
+            made = stage.representation.build(torch.Generator(), torch.device("cpu"))
+            names = list(dict.fromkeys(group.name for group in made.groups()))
+            wrong += [f"task.keep: no {name!r}; {nearest(name, names)}" for name in task.keep if name not in names]
+            if set(names) <= set(task.keep):
+                wrong.append("task.keep names all there is, so nothing would be left to change")
+    return [Problem("error", text if text.endswith("?") else f"{text}.") for text in wrong]
 
 
 def _check_words(request: Request, known: tuple[str, ...] | None) -> list[Problem]:

@@ -1,11 +1,10 @@
 """A run: one folder, one request, from the prompt to the files; resumable at any moment.
 
 runs/<name>/  request.json  events.jsonl  checkpoints/  previews/  result.glb  report.json  turntable.webp
-              contact_sheet.png  splats.ply (of gaussians)
+              contact_sheet.png  citation.bib  splats.ply (of gaussians)  source/ (of edits)
+              debug/ (on request)  particles/1/ ... (of more than one particle)
 """
 
-import json
-import platform
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -15,16 +14,17 @@ from typing import Any
 import torch
 
 from guidance.conditioning import Prompts
-from guidance.contract import Views
 from guidance.diffusers_prior import DiffusersPrior
 from representations.cameras import orbit
-from representations.scene import EmptySceneError, Representation, Scene
+from representations.scene import EmptySceneError, Representation
 from studio.checkpoints import Checkpoints, write_atomically
-from studio.codec import decode, encode
+from studio.debug_pictures import debug_picture
+from studio.delivery import deliver
+from studio.edit import Source, check_source, own_source
 from studio.events import (
     Checkpointed,
+    DebugPictured,
     Event,
-    Exported,
     Failed,
     Finished,
     Previewed,
@@ -35,17 +35,21 @@ from studio.events import (
     Warned,
     Working,
 )
-from studio.folder import RunFolder
-from studio.optimize import NonFiniteError, Run, Stop, Timing, make_optimiser, optimize, step_rng
+from studio.folder import RunError, RunFolder, read_request
+from studio.optimize import (
+    NonFiniteError,
+    Run,
+    Setting,
+    Step,
+    Stop,
+    Timing,
+    make_optimiser,
+    optimize,
+    step_rng,
+    step_seed,
+)
 from studio.paths import resolve_prior
 from studio.request import Request, check
-
-_SAMPLE_SCALE = 4.0
-"""Guidance scale of the prior's own pictures on the contact sheet."""
-
-
-class RunError(RuntimeError):
-    """A run cannot go on; the message says why and what to do."""
 
 
 def never() -> bool:
@@ -81,6 +85,7 @@ def run_request(
         OSError: the folder cannot be written.
     """
     refuse_wrong(request)
+    check_source(request)
     chosen = choose_device(device)
     with RunFolder.create(folder, request) as home:
         yield from _recorded(_work(request, home, chosen, stop), home)
@@ -98,20 +103,6 @@ def resume_run(folder: Path, device: str = "auto", stop: Stop = never) -> Genera
     chosen = choose_device(device)
     with RunFolder.open(folder) as home:
         yield from _recorded(_work(request, home, chosen, stop), home)
-
-
-def read_request(folder: Path) -> Request:
-    """The request of a run.
-
-    Raises:
-        RunError: there is none, or it cannot be read.
-    """
-    try:
-        return decode(Request, json.loads((folder / "request.json").read_text(encoding="utf-8")))
-    except FileNotFoundError as problem:
-        raise RunError(f"{folder} is not a run: it has no request.json.") from problem
-    except ValueError as problem:
-        raise RunError(f"{folder}/request.json cannot be read: {problem}") from problem
 
 
 def refuse_wrong(request: Request) -> None:
@@ -147,8 +138,17 @@ class _Studio:
     checkpoints: Checkpoints
     prior: DiffusersPrior
     prompts: Prompts
+    source: Source | None
+    before: Representation | None
+    """What ``source`` looked like."""
     device: torch.device
     timing: Timing
+
+    def setting(self, stage: int) -> Setting:
+        """What the steps of a stage read."""
+        request, prior = self.request, self.prior
+        stages, hints = request.stages, prior.hints
+        return Setting(stages[stage], prior, self.prompts, hints, request.seed, request.task, self.before)
 
 
 def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -> Iterator[Event]:
@@ -158,8 +158,11 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     prior = DiffusersPrior.load(resolve_prior(request.prior), device)
     refuse_cut_prompt(prior, request.prompt)
     view_prompts = request.view_prompts or ("off" if "pose" in prior.takes else "bucketed")
-    prompts = Prompts.embed(prior, request.prompt, request.negative, view_prompts)
-    studio = _Studio(request, home, Checkpoints(home.path / "checkpoints"), prior, prompts, device, Timing())
+    source = None if request.task is None else own_source(home.path, request.task, device)
+    before, prompt = (None, None) if source is None else (source.representation(device), source.request.prompt)
+    prompts = Prompts.embed(prior, request.prompt, request.negative, view_prompts, source=prompt)
+    checkpoints = Checkpoints(home.path / "checkpoints")
+    studio = _Studio(request, home, checkpoints, prior, prompts, source, before, device, Timing())
     saved, damaged = studio.checkpoints.newest(device)
     yield from (Warned(f"A checkpoint is damaged, so the one before it is used: {text}") for text in damaged)
     done = 0 if saved is None else saved["step"]
@@ -167,8 +170,8 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     run = yield from _stages(studio, saved, stop)
     if run is None:
         return
-    optimised = time.perf_counter()
-    yield from _deliver(studio, run.representation.scene().detach(), {"optimise": round(optimised - began, 2)})
+    seconds = {"optimise": round(time.perf_counter() - began, 2)}
+    yield from deliver(request, home.path, prior, prompts, run.representation, before, studio.timing, seconds)
     yield Finished(home.path, round(time.perf_counter() - began, 2))
 
 
@@ -181,7 +184,7 @@ def _stages(studio: _Studio, saved: dict[str, Any] | None, stop: Stop) -> Iterat
         run = _begin_stage(studio, index, run)
         if saved is not None and index == first:
             run.restore(saved)
-        kind = type(_spec(request, index)).__name__
+        kind = type(request.representation(index)).__name__
         yield StageStarted(index, len(request.stages), kind, type(stage.guidance).__name__, stage.steps)
         yield from _optimise_stage(studio, run, stop)
         if run.step < stage.steps:
@@ -192,36 +195,32 @@ def _stages(studio: _Studio, saved: dict[str, Any] | None, stop: Stop) -> Iterat
 
 
 def _begin_stage(studio: _Studio, index: int, before: Run | None) -> Run:
-    """A stage's run: its own representation, begun from the one before it, or that one itself."""
+    """A stage's run: a new representation, an edit's source, one begun from the stage before, or that one itself."""
     stage, device = studio.request.stages[index], studio.device
     rng = step_rng(studio.request.seed, index, -1)
-    spec = _spec(studio.request, index)
-    if before is None:
-        representation: Representation = spec.build(rng, device)
+    spec = studio.request.representation(index)
+    if index == 0 and studio.source is not None:
+        representation: Representation = studio.source.begin(spec, device)
+    elif before is None:
+        representation = spec.build(rng, device)
     elif stage.representation is None:
         representation = before.representation
     else:
         representation = spec.start_from(before.representation.scene().detach(), rng, device)
-    state = stage.guidance.init(studio.prior)
+    state = stage.guidance.init(studio.prior, step_seed(studio.request.seed, index, -2))
     return Run(index, 0, representation, make_optimiser(representation), state)
-
-
-def _spec(request: Request, index: int) -> Any:
-    """The representation a stage works on: its own, or the last one named before it."""
-    return next(s.representation for s in reversed(request.stages[: index + 1]) if s.representation is not None)
 
 
 def _optimise_stage(studio: _Studio, run: Run, stop: Stop) -> Iterator[Event]:
     """Steps with checkpoints and previews; goes back once to the last checkpoint when gradients break down."""
     request, stage = studio.request, studio.request.stages[run.stage]
-    rolled_back = False
+    setting, rolled_back = studio.setting(run.stage), False
     while run.step < stage.steps and not stop():
-        steps = optimize(
-            run, stage, studio.prior, studio.prompts, studio.prior.hints, request.seed, studio.timing, stop
-        )
         try:
-            for step in steps:
-                yield _counted(step, request)
+            for step in optimize(run, setting, studio.timing, stop):
+                yield _counted(step.event, request)
+                if request.debug_every and run.step % request.debug_every == 0:
+                    yield from _debug_picture(studio, run, step)
                 if request.preview_every and run.step % request.preview_every == 0:
                     yield _preview(studio, run)
                 if run.step % request.checkpoint_every == 0 or run.step == stage.steps:
@@ -261,6 +260,16 @@ def _preview(studio: _Studio, run: Run) -> Previewed:
     return Previewed(done, path)
 
 
+def _debug_picture(studio: _Studio, run: Run, step: Step) -> Iterator[DebugPictured]:
+    request, done = studio.request, _done(studio.request, run)
+    picture = debug_picture(request.stages[run.stage].guidance, studio.prior, request.prompt, step)
+    if picture is not None:
+        path = studio.home.path / "debug" / f"{done:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, picture)
+        yield DebugPictured(done, path)
+
+
 def refuse_cut_prompt(prior: DiffusersPrior, prompt: str) -> None:
     """Refuse a prompt that the prior would read in part only.
 
@@ -270,87 +279,3 @@ def refuse_cut_prompt(prior: DiffusersPrior, prompt: str) -> None:
     tokens, most = prior.count_tokens(prompt), prior.most_tokens
     if tokens > most:
         raise RunError(f"The prompt has {tokens} tokens and this prior reads {most}; shorten it.")
-
-
-def _deliver(studio: _Studio, scene: Scene, seconds: dict[str, float]) -> Iterator[Event]:
-    """Export the asset and write the report."""
-    from studio.export.asset import export_asset
-
-    request, home, hints = studio.request, studio.home, studio.prior.hints
-    yield Working("asking the prior for its own pictures")
-    began = time.perf_counter()
-    samples = prior_pictures(studio.prior, studio.prompts, request.seed)
-    seconds = {**seconds, "samples": round(time.perf_counter() - began, 2)}
-    phases = export_asset(
-        scene,
-        home.path,
-        faces=request.export.faces,
-        texture=request.export.texture,
-        grid=request.export.grid,
-        smoothing=request.export.smoothing,
-        picture=request.export.picture,
-        settings=encode(request),
-        prompt=request.prompt,
-        distance=hints["distance"],
-        field_of_view=hints["field_of_view"],
-        samples=samples,
-    )
-    while True:
-        try:
-            yield Working(f"export: {next(phases)}")
-        except StopIteration as end:
-            asset = end.value
-            break
-    timing = studio.timing
-    report = asset.as_dict() | {
-        "seconds": seconds | asset.seconds,
-        "seconds_per_iteration": round(timing.seconds / timing.steps, 4) if timing.steps else None,
-        "prior_share": round(timing.in_prior / timing.seconds, 4) if timing.steps else None,
-        "peak_memory_mb": peak_memory_mb(studio.device),
-        "prompt_match": None,
-        "seed": request.seed,
-        "versions": versions(),
-    }
-    write_atomically(home.path / "report.json", json.dumps(report, indent=2).encode())
-    yield Exported(home.path / "result.glb", report)
-
-
-@torch.no_grad()
-def prior_pictures(prior: DiffusersPrior, prompts: Prompts, seed: int) -> torch.Tensor:
-    """What the prior itself draws from eight sides [8, 3, h, w], to compare the object with."""
-    from guidance.sampling import sample
-    from studio.export.asset import AZIMUTHS, ELEVATION
-
-    size = prior.resolution
-    hints = prior.hints
-    cameras = orbit(AZIMUTHS, (ELEVATION,) * len(AZIMUTHS), size, hints["distance"], hints["field_of_view"])
-    blank = torch.zeros(len(cameras), 3, size, size, device=prior.device)
-    white = torch.ones(len(cameras), 3, device=prior.device)
-    condition = prompts.condition(Views(blank, cameras.pose.to(prior.device), white))
-    return sample(prior, condition, steps=20, scale=_SAMPLE_SCALE, seed=seed).cpu()
-
-
-def peak_memory_mb(device: torch.device) -> dict[str, int]:
-    """Peak memory of this process, and of the device where that is another memory, in MiB."""
-    import resource
-    import sys
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
-    if device.type == "cuda":
-        peak["device"] = torch.cuda.max_memory_allocated(device) // 2**20
-    return peak
-
-
-def versions() -> dict[str, str]:
-    """Of what a result depends on."""
-    import importlib.metadata as metadata
-
-    names = ("dreamkiln", "torch", "diffusers", "transformers")
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found | {"python": platform.python_version(), "platform": platform.platform()}

@@ -106,6 +106,7 @@ def export_asset(
     distance: float,
     field_of_view: float,
     samples: Float[Tensor, "n 3 h w"] | None = None,
+    before: Scene | None = None,
     picture: int = 256,
     frames: int = 30,
     unwrap_timeout: float = 60.0,
@@ -124,6 +125,7 @@ def export_asset(
         prompt: the title of the contact sheet.
         distance, field_of_view: of the cameras that look back at the result, in world units and degrees.
         samples: the prior's own pictures, for the contact sheet.
+        before: what an edit began with, for the contact sheet.
         picture: pixels a side of compared pictures and of the turntable.
         frames: of the turntable.
 
@@ -155,6 +157,8 @@ def export_asset(
 
     yield clock.start("pictures")
     rows = [] if samples is None else [Row("prior samples", samples[: len(AZIMUTHS)])]
+    if before is not None:
+        rows.append(Row("before", _views(before, cameras.to(mesh.vertices.device)).rgb))
     rows += [Row("representation", shown.rgb), Row("result.glb, read back", exported.rgb)]
     write_atomically(folder / "contact_sheet.png", contact_sheet(prompt, rows))
     write_atomically(folder / "turntable.webp", turntable(asset, distance, field_of_view, frames, picture, ELEVATION))

@@ -1,0 +1,124 @@
+"""Edits: a run that begins as the object another run made and leads it towards another prompt.
+
+Such a run keeps, in ``source/`` of its own folder, the request and the final representation of the run it began from,
+written in one atomic step. It needs nothing else of it, so the source may move or vanish.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidance.dds import DDS
+from guidance.methods import AnyGuidance
+from guidance.schedules import Schedule
+from representations.kinds import AnyRepresentation
+from representations.scene import Representation
+from studio.checkpoints import Checkpoints, read_state, write_state
+from studio.codec import decode, encode
+from studio.folder import RunError, read_request
+from studio.request import Edit, Regularizers, Request, Stage
+
+STEPS = 300
+"""Steps of an edit that asks for no other number."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The object that an edit starts from: what was asked for, and the representation it ended as."""
+
+    request: Request
+    state: dict[str, Any]
+
+    def begin(self, spec: AnyRepresentation, device: torch.device) -> Representation:
+        """A representation of the shape that ``spec`` says, with the source's parameters, bit for bit.
+
+        Raises:
+            RunError: the source is of another shape.
+        """
+        made = spec.build(torch.Generator(), device)
+        try:
+            made.load_state_dict(self.state)
+        except RuntimeError as problem:
+            own = type(self.representation_spec).__name__
+            raise RunError(
+                f"An edit begins exactly as its source, a {own}; its stages.0.representation may change rates, but not "
+                f"what it consists of ({problem})"
+            ) from problem
+        return made
+
+    def representation(self, device: torch.device) -> Representation:
+        """The object as its run left it."""
+        return self.begin(self.representation_spec, device).requires_grad_(False)
+
+    @property
+    def representation_spec(self) -> AnyRepresentation:
+        """Knobs of what the source run ended with."""
+        return self.request.representation(len(self.request.stages) - 1)
+
+
+def edit(source: Path, prompt: str, method: AnyGuidance = DDS(), keep: Sequence[str] = ()) -> Request:  # noqa: B008
+    """A request that changes what the finished run ``source`` made until it fits another prompt.
+
+    Prior, negative prompt, cameras, export and seed are the source's; so are the regularisers, at their final weights.
+
+    Args:
+        source: folder of the run.
+        prompt: what the object is to be.
+        method: what says how; one that compares with the source changes least (DDS, PDS).
+        keep: names of groups of parameters that may not move.
+
+    Raises:
+        RunError: the folder holds no run, or one that is not finished.
+    """
+    found = finished(source)
+    last = found.request.stages[-1]
+    final = {f.name: Schedule(getattr(last.regularizers, f.name)(1.0)) for f in dataclasses.fields(Regularizers)}
+    stage = Stage(found.representation_spec, method, STEPS, last.cameras, Regularizers(**final))
+    task = Edit(source.absolute(), tuple(keep))
+    return dataclasses.replace(found.request, prompt=prompt, stages=(stage,), task=task)
+
+
+def finished(run: Path) -> Source:
+    """What a finished run made.
+
+    Raises:
+        RunError: the folder holds no run, or one that is not finished.
+    """
+    request = read_request(run)
+    saved, _ = Checkpoints(run / "checkpoints").newest()
+    done = 0 if saved is None else saved["step"]
+    if saved is None or done < request.steps:
+        raise RunError(
+            f"{run} is not finished: {done} of {request.steps} steps are done. Go on with: studio resume {run}"
+        )
+    return Source(request, saved["representation"])
+
+
+def check_source(request: Request) -> None:
+    """Refuse an edit that cannot begin.
+
+    Raises:
+        RunError: its source is no finished run, or of another shape than its representation.
+    """
+    if request.task is not None:
+        finished(request.task.source).begin(request.representation(0), torch.device("cpu"))
+
+
+def own_source(folder: Path, task: Edit, device: torch.device) -> Source:
+    """The copy of its source that an edit's run keeps in ``folder``, made now if there is none yet.
+
+    Raises:
+        RunError: there is no copy, and no finished run to make it from.
+        CorruptCheckpoint: the copy is damaged.
+    """
+    copy = folder / "source"
+    if not copy.is_dir():
+        source = finished(task.source)
+        write_state(copy, {"request": json.dumps(encode(source.request)), "representation": source.state})
+    saved = read_state(copy, device)
+    return Source(decode(Request, json.loads(saved["request"])), saved["representation"])
