@@ -163,11 +163,14 @@ class SplatCloud(Representation):
 
     @torch.no_grad()
     def restructure(self, step: int, out: RenderOutput, optimiser: torch.optim.Optimizer) -> None:
-        """Keep the gaussians within their limits, take statistics, and every now and then prune and grow."""
+        """Keep the gaussians within their limits, take statistics, and every now and then prune and grow.
+
+        Where a learning rate is 0 something is to stay as it is, so no gaussian comes or goes.
+        """
         self._stay_within_limits()
         self._note(out)
         round_ = self.knobs.densify.round(step + 1)
-        if round_ is not None:
+        if round_ is not None and all(group["lr"] for group in optimiser.param_groups):
             self._densify(step, optimiser)
             if self.knobs.densify.reset_every and round_ % self.knobs.densify.reset_every == 0:
                 self._reset_opacity(optimiser)

@@ -14,7 +14,9 @@ OK, FAILED, BAD_USAGE = 0, 1, 2
 
 VERBS: dict[str, str] = {
     "generate": "Make a textured GLB from a prompt",
+    "edit": "Change a finished run's object by another prompt",
     "resume": "Go on with a run that was stopped or killed",
+    "cite": "Print BibTeX of what a run used",
     "bench": "Time the kernels here, next to their plain-torch forms",
     "doctor": "Examine the installation and say what is missing",
     "train-prior": "Train the bundled prior anew",
@@ -25,7 +27,9 @@ EXAMPLES = """\
   2. More patience, more detail:                     studio generate "an orange car" --recipe standard
   3. Another prior, from a folder:                   studio generate "a fox" --prior ~/models/stable-diffusion-v1-5
   4. All knobs of a recipe:                          studio generate "a mug" --recipe draft --help
-  5. After Ctrl-C or a crash:                        studio resume runs/a-green-table"""
+  5. After Ctrl-C or a crash:                        studio resume runs/a-green-table
+  6. Another colour for what is there:               studio edit runs/a-green-table "a red table"
+  7. Whom to cite for it:                            studio cite runs/a-green-table"""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -69,6 +73,10 @@ def _be_a_good_neighbour() -> None:
 def _function(verb: str) -> Callable[[list[str]], int]:
     if verb == "generate":
         from studio.verbs import generate as function
+    elif verb == "edit":
+        from studio.verbs import edit as function
+    elif verb == "cite":
+        from studio.verbs import cite as function
     elif verb == "resume":
         from studio.verbs import resume as function
     elif verb == "bench":

@@ -12,6 +12,7 @@ from guidance.schedules import Schedule
 from guidance.sds import SDS
 from representations.hash_field import HashField
 from representations.kinds import AnyRepresentation
+from representations.particles import Particles
 from representations.splats import Splats
 from studio.cameras import Orbit
 from studio.request import Export, Regularizers, Request, Stage
@@ -30,6 +31,8 @@ def wishes(representation: AnyRepresentation) -> Regularizers:
 
     A heavy opacity penalty at first keeps the ball that a cloud begins as translucent, so that it can be carved.
     """
+    if isinstance(representation, Particles):
+        return wishes(representation.kind)
     if isinstance(representation, Splats):
         return Regularizers(opacity=Schedule(1000.0, 100.0, until=0.4), binary=Schedule(0.0, 1000.0))
     return Regularizers()

@@ -15,7 +15,7 @@ from representations.kinds import AnyRepresentation
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import members, nearest
 from studio.events import Event
-from studio.folder import free_name
+from studio.folder import RunError, free_name, read_request
 from studio.recipes import RECIPES, wishes
 from studio.request import Request, check
 
@@ -43,12 +43,55 @@ class Generate:
     """Another seed makes another object."""
     steps: int | None = None
     """Optimiser steps in all, shared among the stages as the recipe does."""
+    debug_pictures: int | None = None
+    """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     out: Path | None = None
     """Folder of the run; a new one under runs/ without it."""
     json: bool = False
     """Print events as JSON, one a line, instead of a progress bar."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Change the object that a finished run made until it fits another prompt.
+
+    Knobs can be set as for generate, e.g. --stages.0.guidance.scale 20 or --task.begin 0.2.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the finished run."""
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """What the object is to be, e.g. "a blue mushroom"."""
+    method: str = "DDS"
+    """Guidance method. DDS and PDS compare with the object as it was and change little else; any other distils anew."""
+    steps: int | None = None
+    """Optimiser steps; 300 without it."""
+    keep: tuple[str, ...] = ()
+    """Groups of parameters that may not move, e.g. means (the positions of gaussians)."""
+    prior: str | None = None
+    """Another prior than the run's."""
+    negative: str | None = None
+    """What it should not look like; the run's without it."""
+    seed: int | None = None
+    """The run's without it."""
+    debug_pictures: int | None = None
+    """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    out: Path | None = None
+    """Folder of the edit's own run; a new one under runs/ without it."""
+    json: bool = False
+    """Print events as JSON, one a line, instead of a progress bar."""
+
+
+@dataclass(frozen=True)
+class Cite:
+    """Print BibTeX of what a run used."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder, finished or not."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +141,21 @@ def generate(arguments: list[str]) -> int:
         request = build_request(options, knobs)
     except (UsageError, ValueError) as problem:
         return _complain(str(problem), BAD_USAGE)
+    return _start(request, options)
+
+
+def edit(arguments: list[str]) -> int:
+    """``studio edit``."""
+    options, knobs = tyro.cli(Edit, args=arguments, prog="studio edit", return_unknown_args=True)
+    try:
+        request = build_edit(options, knobs)
+    except (UsageError, RunError, ValueError) as problem:
+        return _complain(str(problem), BAD_USAGE)
+    return _start(request, options)
+
+
+def _start(request: Request, options: Generate | Edit) -> int:
+    """Run a request that was just made, unless there are objections to it."""
     errors = [p.text for p in check(request) if p.severity == "error"]
     if errors:
         return _complain("\n".join(errors), BAD_USAGE)
@@ -105,6 +163,18 @@ def generate(arguments: list[str]) -> int:
     from studio.run import run_request
 
     return _follow(lambda stop: run_request(request, folder, options.device, stop), options.json)
+
+
+def cite(arguments: list[str]) -> int:
+    """``studio cite``."""
+    options = tyro.cli(Cite, args=arguments, prog="studio cite")
+    from studio.cite import bibliography
+
+    try:
+        sys.stdout.write(bibliography(read_request(options.run)))
+    except (RunError, OSError) as problem:
+        return _complain(_in_words(problem) if isinstance(problem, OSError) else str(problem), BAD_USAGE)
+    return OK
 
 
 def resume(arguments: list[str]) -> int:
@@ -119,7 +189,7 @@ def bench(arguments: list[str]) -> int:
     """``studio bench``."""
     options = tyro.cli(Bench, args=arguments, prog="studio bench")
     from studio.bench import show
-    from studio.run import RunError, choose_device
+    from studio.run import choose_device
 
     try:
         return show(choose_device(options.device), options.only, options.quick, options.json)
@@ -168,11 +238,30 @@ def build_request(options: Generate, knobs: list[str]) -> Request:
         )
     if options.steps is not None:
         stages = _with_steps(stages, options.steps)
-    given = {
-        name: getattr(options, name) for name in ("prior", "negative", "seed") if getattr(options, name) is not None
-    }
-    request = dataclasses.replace(request, stages=stages, **given)
-    return _with_knobs(request, knobs)
+    return _with_knobs(dataclasses.replace(request, stages=stages, **_given(options)), knobs)
+
+
+def build_edit(options: Edit, knobs: list[str]) -> Request:
+    """The request of an edit with what the command line changes.
+
+    Raises:
+        UsageError: no such method.
+        RunError: the source is no finished run.
+        SystemExit: a knob that does not exist (tyro names the nearest), or a value that does not fit.
+    """
+    from studio.edit import edit
+
+    method = _member("method", options.method, AnyGuidance)
+    request = edit(options.run, options.prompt, method(), options.keep)
+    stages = request.stages if options.steps is None else _with_steps(request.stages, options.steps)
+    return _with_knobs(dataclasses.replace(request, stages=stages, **_given(options)), knobs, "studio edit RUN PROMPT")
+
+
+def _given(options: Generate | Edit) -> dict[str, Any]:
+    """What the command line sets of the fields of a request."""
+    fields = {"prior": "prior", "negative": "negative", "seed": "seed", "debug_pictures": "debug_every"}
+    given = {field: getattr(options, name) for name, field in fields.items()}
+    return {field: value for field, value in given.items() if value is not None}
 
 
 def _with_method(stages: tuple[Any, ...], name: str) -> tuple[Any, ...]:
@@ -189,14 +278,14 @@ def _with_steps(stages: tuple[Any, ...], steps: int) -> tuple[Any, ...]:
     return tuple(dataclasses.replace(s, steps=n) for s, n in zip(stages, shares, strict=True))
 
 
-def _with_knobs(request: Request, knobs: list[str]) -> Request:
+def _with_knobs(request: Request, knobs: list[str], prog: str = "studio generate PROMPT") -> Request:
     if not knobs:
         return request
     return tyro.cli(
         Request,
         default=request,
         args=knobs,
-        prog="studio generate PROMPT",
+        prog=prog,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
     )
 
@@ -228,7 +317,6 @@ def _show_knobs(arguments: list[str]) -> int:
 def _follow(events: Any, as_json: bool) -> int:
     """Show events until they end; the first Ctrl-C asks the run to stop, the second stops it at once."""
     from studio.console import show, show_json
-    from studio.run import RunError
 
     asked: list[bool] = []
 

@@ -10,14 +10,17 @@ import torch
 from representations.cameras import orbit
 from representations.hash_field import FieldScene, HashField
 from representations.kinds import AnyRepresentation
+from representations.particles import Particles
 from representations.scene import EmptySceneError, Scene
 from representations.splat_scene import SplatScene
 from representations.splats import Densify, Splats
 from studio.codec import decode, encode, members
 
+CLOUD = Splats(count=600, most=900, position_rate=0.004, densify=Densify(begin=4, every=4, until=40))
 SMALL: dict[str, Any] = {
     "HashField": HashField(levels=(4, 8, 16), occupancy_cells=8),
-    "Splats": Splats(count=600, most=900, position_rate=0.004, densify=Densify(begin=4, every=4, until=40)),
+    "Splats": CLOUD,
+    "Particles": Particles(CLOUD, count=2),
 }
 """Quick knobs of each kind; a kind that is missing here is tested with its defaults."""
 KINDS = [SMALL.get(name, kind()) for name, kind in members(AnyRepresentation).items()]
@@ -64,8 +67,9 @@ def test_groups_hold_every_parameter_once_and_all_get_gradients(knobs: Any):
     assert {id(p) for p in grouped} == {id(p) for p in representation.parameters()} and len(grouped) == len(
         set(map(id, grouped))
     )
-    out = representation.scene().render(look(), torch.ones(2, 3))
-    (out.rgb.sum() + out.alpha.sum()).backward()
+    for variant in range(representation.variants):
+        out = representation.scene(variant=variant).render(look(), torch.ones(2, 3))
+        (out.rgb.sum() + out.alpha.sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in grouped)
     assert all(group.rate(0.0) >= group.rate(1.0) > 0 for group in representation.groups())
 
@@ -74,11 +78,13 @@ def test_state_survives_saving(knobs: Any):
     first, second = fresh(knobs), knobs.build(torch.Generator().manual_seed(9), CPU)
     optimiser = torch.optim.Adam(first.parameters())
     for step in range(9):
-        first.restructure(step, first.scene().render(look(), torch.ones(2, 3)), optimiser)
+        scene = first.scene(variant=first.turn(step))
+        first.restructure(step, scene.render(look(), torch.ones(2, 3)), optimiser)
     second.load_state_dict(first.state_dict())
-    a = first.scene().render(look(), torch.ones(2, 3))
-    b = second.scene().render(look(), torch.ones(2, 3))
-    assert torch.equal(a.rgb, b.rgb)
+    for variant in range(first.variants):
+        a = first.scene(variant=variant).render(look(), torch.ones(2, 3))
+        b = second.scene(variant=variant).render(look(), torch.ones(2, 3))
+        assert torch.equal(a.rgb, b.rgb)
 
 
 def test_a_stage_can_begin_where_another_ended(knobs: Any):
@@ -102,12 +108,13 @@ class Ball:
 
 
 def fitted(knobs: Any, steps: int):
+    """A representation whose every variant had ``steps`` steps of learning the ball."""
     representation, rng = fresh(knobs), torch.Generator().manual_seed(5)
     optimiser = torch.optim.Adam([{"params": g.parameters, "lr": g.rate(0)} for g in representation.groups()])
-    for step in range(steps):
+    for step in range(steps * representation.variants):
         cameras = orbit(torch.rand(3, generator=rng) * 360, torch.rand(3, generator=rng) * 60, 48, 2.6, 40.0)
         background = torch.rand(3, 3, generator=rng)
-        out = representation.scene().render(cameras, background)
+        out = representation.scene(variant=representation.turn(step)).render(cameras, background)
         optimiser.zero_grad()
         (out.rgb - Ball().target(cameras, background)).square().sum().backward()
         optimiser.step()
@@ -116,7 +123,12 @@ def fitted(knobs: Any, steps: int):
 
 
 def test_learns_a_ball_and_hands_out_its_surface(knobs: Any):
-    scene = fitted(knobs, 60).scene().detach()
+    learnt = fitted(knobs, 60)
+    for variant in range(learnt.variants):
+        is_the_ball(learnt.scene(variant=variant).detach())
+
+
+def is_the_ball(scene: Scene):
     white = torch.ones(2, 3)
     error = (scene.render(look(48), white).rgb - Ball().target(look(48), white)).square().mean()
     assert -10 * error.log10() > 20

@@ -33,7 +33,7 @@ def test_every_verb_explains_itself(verb, capsys):
     [
         (["genrate", "a mug"], "Did you mean `studio generate`"),
         (["generate", "a mug", "--recipe", "drafft"], "did you mean 'draft'"),
-        (["generate", "a mug", "--method", "SDD"], "did you mean 'SDS'"),
+        (["generate", "a mug", "--method", "SJCC"], "did you mean 'SJC'"),
         (["generate", "a mug", "--representation", "HashFeild"], "did you mean 'HashField'"),
         (["generate", "a mug", "--stages.0.guidance.scael", "3"], "scale"),
         (["generate", "a mug", "--sede", "3"], "seed"),
