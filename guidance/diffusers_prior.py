@@ -1,16 +1,18 @@
 """A prior from a diffusers folder: the bundled pixel-space one and Stable Diffusion, through the same class."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from guidance.camera_features import camera_features
+from guidance.lora import LoraAdapter
 from guidance.noising import noise_estimate, noise_from_v
 from guidance.prior_folder import Hints, default_hints, read_hints, refuse, require
 
@@ -50,6 +52,14 @@ class DiffusersPrior:
             unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._unet, self._text_encoder, self._tokenizer, self._vae = unet, text_encoder, tokenizer, vae
         self._embedded: dict[str, Tensor] = {}
+        self.evaluations = 0
+        """Forward passes through the network so far, those through adapters among them."""
+        self.images = 0
+        """Samples in these passes."""
+        self.adapter_evaluations = 0
+        """Forward passes through adapters."""
+        self.adapter_images = 0
+        """Samples in these passes."""
         self.alphas_cumprod = scheduler.alphas_cumprod.to(self.device, torch.float32)
         config: Any = unet.config
         self.channels: int = config.in_channels
@@ -155,7 +165,6 @@ class DiffusersPrior:
 
     # Noise ---------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def predict_noise(
         self,
         noisy: Float[Tensor, "b c i j"],
@@ -171,28 +180,55 @@ class DiffusersPrior:
             noisy: ``z_t``.
             t: timesteps.
             text: from ``embed``.
-            pose: camera-to-world; zeros, or None for all, leave the camera out. Read by camera-conditioned priors.
+            pose: camera-to-world; zeros, or None for all, leave the camera out. Read by camera-conditioned priors, and
+                by every adapter.
             extra: ``background`` [b, 3] in sRGB for camera-conditioned priors; white without it.
-            adapter: not supported yet.
-        """
-        if adapter is not None:
-            raise NotImplementedError("this prior does not take adapters")
-        z = noisy.float()
-        answer = self._unet(
-            z.to(self.dtype).contiguous(memory_format=torch.channels_last),
-            t.to(self.device),
-            text.to(self.dtype),
-            class_labels=self._class_labels(z, pose, extra or {}),
-        ).sample.float()
-        if self.prediction_type == "v_prediction":
-            answer = noise_from_v(self, z, answer, t)
-        elif self.prediction_type == "sample":
-            answer = noise_estimate(self, z, answer, t)
-        return answer.contiguous().to(noisy.dtype)
+            adapter: from ``adapter``; where gradients are enabled, the answer is on the graph of its parameters.
 
-    def adapter(self, rank: int, seed: int) -> nn.Module:
-        """A small trainable change of this prior."""
-        raise NotImplementedError("this prior does not take adapters")
+        Raises:
+            ValueError: an adapter of another prior.
+        """
+        z = noisy.detach().float()
+        labels = self._class_labels(z, pose, extra or {})
+        network = self._unet if adapter is None else self._adapted(adapter)
+        if adapter is not None:
+            labels = adapter.labels(pose, labels, len(z))
+        self._count(len(z), adapter is not None)
+        with torch.set_grad_enabled(adapter is not None and torch.is_grad_enabled()):
+            answer = network(
+                z.to(self.dtype).contiguous(memory_format=torch.channels_last),
+                t.to(self.device),
+                text.detach().to(self.dtype),
+                class_labels=labels,
+            ).sample.float()
+            if self.prediction_type == "v_prediction":
+                answer = noise_from_v(self, z, answer, t)
+            elif self.prediction_type == "sample":
+                answer = noise_estimate(self, z, answer, t)
+            return answer.contiguous().to(noisy.dtype)
+
+    def adapter(self, rank: int, seed: int) -> LoraAdapter:
+        """A small trainable change of this prior, which shares its weights and leaves them alone."""
+        return LoraAdapter(self._unet, rank, seed)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights, in hexadecimal: it is the same as long as the prior is."""
+        digest = hashlib.sha256()
+        for module in (self._unet, self._text_encoder, self._vae):
+            for name, weight in ({} if module is None else module.state_dict()).items():
+                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _adapted(self, adapter: LoraAdapter) -> "UNet2DConditionModel":
+        if not (isinstance(adapter, LoraAdapter) and adapter.changes(self._unet)):
+            raise ValueError("a prior takes only the adapters that it made itself")
+        return adapter.network
+
+    def _count(self, samples: int, adapted: bool) -> None:
+        self.evaluations, self.images = self.evaluations + 1, self.images + samples
+        if adapted:
+            self.adapter_evaluations, self.adapter_images = self.adapter_evaluations + 1, self.adapter_images + samples
 
     def _class_labels(self, noisy: Tensor, pose: Tensor | None, extra: dict[str, Tensor]) -> Tensor | None:
         if self.hints["camera"] == "none":

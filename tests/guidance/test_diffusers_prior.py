@@ -278,10 +278,11 @@ def test_a_failed_save_leaves_the_old_prior(toy_folder: Path, tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["prior"]
 
 
-def test_an_adapter_is_refused(toy_prior: DiffusersPrior):
-    noisy = torch.zeros(1, 12, 32, 32)
-    with pytest.raises(NotImplementedError, match="adapters"):
-        toy_prior.predict_noise(noisy, torch.tensor([1]), toy_prior.embed([""]), adapter=object())
+def test_an_adapter_of_something_else_is_refused(toy_prior: DiffusersPrior, diffusion: DiffusersPrior):
+    noisy, t, text = torch.zeros(1, 12, 32, 32), torch.tensor([1]), toy_prior.embed([""])
+    for stranger in (object(), diffusion.adapter(1, 0)):
+        with pytest.raises(ValueError, match="only the adapters that it made itself"):
+            toy_prior.predict_noise(noisy, t, text, adapter=stranger)
 
 
 def test_conditions_of_a_camera_prior_pass_through_the_null_branch(toy_prior: DiffusersPrior, views: Views):

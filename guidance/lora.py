@@ -1,0 +1,124 @@
+"""A trainable change of a frozen U-Net: low-rank updates of its layers, and an embedding of the camera."""
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+POSE = 16
+"""Numbers of a flattened camera-to-world matrix."""
+_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
+
+
+class LoraAdapter(nn.Module):
+    """A U-Net with low-rank updates (LoRA, arXiv 2106.09685) that knows the camera (ProlificDreamer, arXiv
+    2305.16213). It predicts exactly what the U-Net does until it has learnt something.
+
+    ``network`` is a structural copy: modules of its own around the very weights of the U-Net, which thus neither
+    changes nor exists twice. It is no submodule, so parameters and state are those of the change alone, in float32
+    whatever type the U-Net computes in.
+    """
+
+    def __init__(self, unet: "UNet2DConditionModel", rank: int, seed: int) -> None:
+        """Adapt every convolution and linear layer of the U-Net's blocks.
+
+        The papers adapt attention alone, which Stable Diffusion has on every level. The bundled network has it at the
+        lowest level only, and a critic confined to that level could not learn what a render looks like up close.
+
+        Args:
+            unet: what to change; its parameters must be frozen, and stay as they are.
+            rank: of the updates.
+            seed: of the initial weights; global generators are left alone.
+        """
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        network: Any = _structural_copy(unet)
+        width = network.time_embedding.linear_2.out_features
+        self.lora = nn.ParameterDict(_inject(network, rank, rng))
+        self.camera = CameraEmbedding(width, rng).to(network.device)
+        network.class_embedding = _WithCamera(network.class_embedding, self.camera)
+        self._hidden = (network.eval(),)  # in a tuple, where nn.Module does not look for submodules
+
+    @property
+    def network(self) -> "UNet2DConditionModel":
+        """The U-Net with its change; takes ``labels`` for class labels."""
+        return self._hidden[0]
+
+    def changes(self, unet: "UNet2DConditionModel") -> bool:
+        """Whether this is an adapter of that very U-Net."""
+        return self.network.conv_in.weight is unet.conv_in.weight
+
+    def labels(
+        self, pose: Float[Tensor, "b 4 4"] | None, own: Float[Tensor, "b n"] | None, count: int
+    ) -> Float[Tensor, "b m"]:
+        """Class labels for ``network``: the pose (zeros: no camera), then those that the U-Net itself takes."""
+        like = self.camera.inner.weight
+        flat = like.new_zeros(count, POSE) if pose is None else pose.to(like).flatten(1)
+        return flat if own is None else torch.cat([flat, own], 1)
+
+
+class CameraEmbedding(nn.Module):
+    """A camera-to-world matrix as a class embedding; zero at first, and always zero for a pose of zeros."""
+
+    def __init__(self, width: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.inner = cast(nn.Linear, nn.utils.skip_init(nn.Linear, POSE, width))
+        self.outer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, width))
+        nn.init.kaiming_uniform_(self.inner.weight, math.sqrt(5), generator=rng)
+        for zero in (self.inner.bias, self.outer.weight, self.outer.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, pose: Float[Tensor, "b 16"]) -> Float[Tensor, "b w"]:
+        """The embedding."""
+        given = (pose != 0).any(1, keepdim=True)
+        return self.outer(nn.functional.silu(self.inner(pose))) * given
+
+
+class _WithCamera(nn.Module):
+    """The class embedding that a U-Net has, or none, plus that of the camera."""
+
+    def __init__(self, own: nn.Module | None, camera: CameraEmbedding) -> None:
+        super().__init__()
+        self.own, self.camera = own, camera
+
+    def forward(self, labels: Tensor) -> Tensor:
+        embedded = self.camera(labels[:, :POSE])
+        if self.own is None:
+            return embedded
+        return self.own(labels[:, POSE:].to(next(self.own.parameters()).dtype)) + embedded
+
+
+def _structural_copy(unet: nn.Module) -> nn.Module:
+    """The same modules anew, around the same parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    return copy.deepcopy(unet, shared)
+
+
+def _inject(network: nn.Module, rank: int, rng: torch.Generator) -> dict[str, nn.Parameter]:
+    """Put low-rank updates into ``network``, all without effect as yet; their weights, by name."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if name.startswith(_BLOCKS) and isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    with torch.random.fork_rng(devices=[]):  # peft draws weights of its own first, which are replaced below
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), network)
+    weights = {}
+    for name, weight in network.named_parameters():
+        if ".lora_" not in name:
+            continue
+        weight.data = weight.data.float()
+        if ".lora_A." in name:
+            weight.data.copy_(nn.init.kaiming_uniform_(torch.empty(weight.shape), math.sqrt(5), generator=rng))
+        else:
+            nn.init.zeros_(weight)
+        weights[name.removesuffix(".default.weight").replace(".", "/")] = weight
+    return weights
