@@ -10,13 +10,14 @@ from typing import NoReturn
 
 from studio import __version__
 
-OK, FAILED, BAD_USAGE = 0, 1, 2
+OK, FAILED, BAD_USAGE, SOME_FAILED = 0, 1, 2, 3
 
 VERBS: dict[str, str] = {
     "generate": "Make a textured GLB from a prompt",
     "edit": "Change a finished run's object by another prompt",
     "resume": "Go on with a run that was stopped or killed",
     "cite": "Print BibTeX of what a run used",
+    "evaluate": "Compare methods or recipes with the known truth of their prompts",
     "bench": "Time the kernels here, next to their plain-torch forms",
     "doctor": "Examine the installation and say what is missing",
     "train-prior": "Train the bundled prior anew",
@@ -33,7 +34,7 @@ EXAMPLES = """\
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Entry point of ``studio``; exits with 0, 1 (failed) or 2 (bad usage)."""
+    """Entry point of ``studio``; exits with 0, 1 (failed), 2 (bad usage) or 3 (some of several failed)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.exit(run(arguments))
 
@@ -79,6 +80,8 @@ def _function(verb: str) -> Callable[[list[str]], int]:
         from studio.verbs import cite as function
     elif verb == "resume":
         from studio.verbs import resume as function
+    elif verb == "evaluate":
+        from studio.verbs import evaluate as function
     elif verb == "bench":
         from studio.verbs import bench as function
     elif verb == "doctor":

@@ -107,6 +107,33 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Compare guidance methods at equal evaluations of the prior, or recipes as they are, with the true objects.
+
+    The bundled prior's prompts have a truth: the object that its training pictures were made of. Runs that are in the
+    folder already are not made again, so a comparison that was stopped goes on where it was. Exit status 3 if some of
+    what was compared failed.
+    """
+
+    methods: tuple[str, ...] | None = None
+    """Methods on the recipe draft; NAME or NAME:KNOB=VALUE, e.g. SDS:form=clean. Without it: all of them."""
+    recipes: tuple[str, ...] | None = None
+    """Recipes to compare, each at its own number of steps; without --methods they alone are."""
+    prompts: Path | None = None
+    """File of prompts, one a line; without it four that the bundled prior knows."""
+    seeds: tuple[int, ...] | None = None
+    """Runs for each prompt; 0 without it."""
+    evaluations: int | None = None
+    """Evaluations of the prior that a method may spend on a run; 800 without it."""
+    full: bool = False
+    """Ten prompts, seeds 0, 1 and 2, and 3200 evaluations, where nothing else is said."""
+    out: Path = Path("runs/evaluate")
+    """Folder of the results."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Examine the installation and say what is missing."""
 
@@ -195,6 +222,24 @@ def bench(arguments: list[str]) -> int:
         return show(choose_device(options.device), options.only, options.quick, options.json)
     except RunError as problem:
         return _complain(str(problem), BAD_USAGE)
+    except OSError as problem:
+        return _complain(_in_words(problem), FAILED)
+
+
+def evaluate(arguments: list[str]) -> int:
+    """``studio evaluate``."""
+    options = tyro.cli(Evaluate, args=arguments, prog="studio evaluate")
+    from studio.evaluate.command import make_plan, show
+    from studio.run import choose_device
+
+    o = options
+    try:
+        plan = make_plan(o.methods, o.recipes, o.prompts, o.seeds, o.evaluations, o.full, o.out)
+        device = choose_device(options.device)
+    except (UsageError, RunError, ValueError) as problem:
+        return _complain(str(problem), BAD_USAGE)
+    try:
+        return show(plan, device)
     except OSError as problem:
         return _complain(_in_words(problem), FAILED)
 

@@ -1,0 +1,70 @@
+"""What is compared: a method on the draft recipe, by name and perhaps with a knob, or a recipe as it is."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from guidance.methods import AnyGuidance
+from studio.codec import members
+from studio.request import Request
+from studio.verbs import Generate, build_request
+
+RECIPE = "draft"
+"""The recipe that methods are compared on."""
+_FORMS = ("SDS:form=noise", "SDS:form=clean")
+METHODS: tuple[str, ...] = tuple(
+    name
+    for method, kind in members(AnyGuidance).items()
+    if "source" not in kind.requires
+    for name in (_FORMS if method == "SDS" else (method,))
+)
+"""Every method that makes something from a prompt alone; SDS in both of its forms."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the comparison."""
+
+    label: str
+    recipe: str
+    method: str | None = None
+    """Guidance method on the recipe; none: the recipe's own."""
+    knobs: tuple[str, ...] = ()
+    """Further arguments of ``studio generate``."""
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether it runs for a number of evaluations, and not for the steps of its recipe."""
+        return self.method is not None
+
+    def request(self, prompt: str, seed: int) -> Request:
+        """What makes its object.
+
+        Raises:
+            UsageError: no such recipe or method.
+            SystemExit: no such knob.
+        """
+        return build_request(Generate(prompt, recipe=self.recipe, method=self.method, seed=seed), list(self.knobs))
+
+
+def contenders(methods: Iterable[str], recipes: Iterable[str]) -> list[Contender]:
+    """The contenders of these names.
+
+    Args:
+        methods: names of methods, on ``RECIPE``; ``SDS:scale=20`` or ``SDS:form=clean,scale=20`` also sets knobs.
+        recipes: names of recipes.
+    """
+    return [*map(_method, methods), *(Contender(name, name) for name in recipes)]
+
+
+def _method(name: str) -> Contender:
+    method, _, rest = name.partition(":")
+    settings = [setting.partition("=") for setting in rest.split(",") if setting]
+    knobs = [word for knob, _, value in settings for word in (f"--stages.0.guidance.{knob}", value)]
+    kind = {known.lower(): kind for known, kind in members(AnyGuidance).items()}.get(method.lower())
+    # "SDS clean" for form=clean, "SDS scale=20", and plain "SDS" for what is SDS's default anyway.
+    told = [
+        value if value.isalpha() else f"{knob}={value}"
+        for knob, _, value in settings
+        if kind is None or str(getattr(kind(), knob, None)) != value
+    ]
+    return Contender(" ".join([method if kind is None else kind.__name__, *told]), RECIPE, method, tuple(knobs))

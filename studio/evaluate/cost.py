@@ -1,0 +1,69 @@
+"""What a method asks of a prior, counted before it runs: evaluations, each one forward pass of a step's views."""
+
+import dataclasses
+import functools
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from guidance.conditioning import Prompts
+from guidance.contract import Guidance, Views
+from guidance.prior_folder import default_hints
+from guidance.testing import GaussianPrior
+from studio.optimize import step_rng
+from studio.request import Stage
+
+_ROUNDS = 4
+
+
+class CountedPrior:
+    """A cheap exact prior that counts what it is asked: every call is one evaluation, whatever the batch."""
+
+    def __init__(self) -> None:
+        """A prior of small pictures that has answered nothing."""
+        prior = GaussianPrior()
+        self.alphas_cumprod, self.channels = prior.alphas_cumprod, prior.channels
+        self.resolution, self.takes, self.pixel_space = prior.resolution, prior.takes, prior.pixel_space
+        self.embed, self.encode, self.decode, self.adapter = prior.embed, prior.encode, prior.decode, prior.adapter
+        self.evaluations = 0
+        self._prior = prior
+
+    def predict_noise(self, *arguments: Any, **named: Any) -> Tensor:
+        """The prior's answer."""
+        self.evaluations += 1
+        return self._prior.predict_noise(*arguments, **named)
+
+
+@functools.lru_cache(maxsize=256)
+def evaluations_of(stage: Stage) -> int:
+    """Evaluations that a stage takes from its first step to its last, those of its critic included.
+
+    The steps are gone through with grey pictures before a prior that costs nothing: what a method asks depends on its
+    knobs, on progress and on what it draws, never on the answers.
+    """
+    prior, guidance = CountedPrior(), cast(Guidance[nn.Module], stage.guidance)
+    prompts, state = Prompts.embed(prior, "", source=""), guidance.init(prior)
+    for step in range(stage.steps):
+        rng = step_rng(0, 0, step)
+        cameras, background = stage.cameras.draw(default_hints(), rng)
+        images = torch.full((len(cameras), 3, prior.resolution, prior.resolution), 0.5)
+        views = Views(images, cameras.pose, background, source=images)
+        condition = prompts.condition(views)
+        guidance.loss(state, prior, views, condition, step / stage.steps, rng)
+        guidance.train_critic(state, prior, views, condition, rng)
+    return prior.evaluations
+
+
+@functools.lru_cache(maxsize=256)
+def within(stage: Stage, budget: int) -> Stage:
+    """The stage with as many steps as take ``budget`` evaluations, one step at least.
+
+    A method's average cost may depend on how many steps there are, so their number is sought in a few rounds.
+    """
+    for _ in range(_ROUNDS):
+        cost, before = evaluations_of(stage) / stage.steps, stage.steps
+        stage = dataclasses.replace(stage, steps=max(1, round(budget / cost)))
+        if stage.steps == before:
+            break
+    return stage
