@@ -220,7 +220,7 @@ class DiffusersPrior:
                 digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _adapted(self, adapter: LoraAdapter) -> "UNet2DConditionModel":
+    def _adapted(self, adapter: Any) -> "UNet2DConditionModel":
         if not (isinstance(adapter, LoraAdapter) and adapter.changes(self._unet)):
             raise ValueError("a prior takes only the adapters that it made itself")
         return adapter.network
