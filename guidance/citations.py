@@ -3,7 +3,9 @@
 import re
 
 _PAPERS = (
-    # Diffusion
+    # Language and diffusion
+    ("1508.07909", "sennrich2015subword", "Neural Machine Translation of Rare Words with Subword Units",
+     "Sennrich, Rico and Haddow, Barry and Birch, Alexandra"),
     ("2010.02502", "song2020ddim", "Denoising Diffusion Implicit Models",
      "Song, Jiaming and Meng, Chenlin and Ermon, Stefano"),
     ("2108.01073", "meng2021sdedit",
