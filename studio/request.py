@@ -190,12 +190,21 @@ def _check_task(request: Request) -> list[Problem]:
     wrong = [] if 0 <= task.begin <= 1 else [f"task.begin must be between 0 and 1, not {task.begin}"]
     for stage in request.stages if task.keep else ():
         if stage.representation is not None:
-            made = stage.representation.build(torch.Generator(), torch.device("cpu"))
-            names = list(dict.fromkeys(group.name for group in made.groups()))
-            wrong += [f"task.keep: no {name!r}; {nearest(name, names)}" for name in task.keep if name not in names]
-            if set(names) <= set(task.keep):
-                wrong.append("task.keep names all there is, so nothing would be left to change")
+            wrong += _check_keep(task.keep, stage.representation)
     return [Problem("error", text if text.endswith("?") else f"{text}.") for text in wrong]
+
+
+def _check_keep(keep: tuple[str, ...], representation: AnyRepresentation) -> list[str]:
+    """What is wrong with keeping these groups of parameters."""
+    try:
+        made = representation.build(torch.Generator(), torch.device("cpu"))
+    except ValueError as problem:
+        return [f"{type(representation).__name__}: {problem}"]
+    names = list(dict.fromkeys(group.name for group in made.groups()))
+    wrong = [f"task.keep: no {name!r}; {nearest(name, names)}" for name in keep if name not in names]
+    if set(names) <= set(keep):
+        wrong.append("task.keep names all there is, so nothing would be left to change")
+    return wrong
 
 
 def _check_words(request: Request, known: tuple[str, ...] | None) -> list[Problem]:

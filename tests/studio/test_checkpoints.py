@@ -14,6 +14,11 @@ TREE = {
     "empty": {},
     "nothing": None,
     "words": "tensors: a tale",
+    "critic.memory": {
+        "pictures": [{"latents": torch.zeros(2), "extra": {}}],
+        "optimiser": {"state": {3: torch.ones(1)}},
+    },
+    "critic": {"memory": {"pictures": [{"latents": torch.ones(3)}]}},
 }
 
 
