@@ -170,7 +170,7 @@ def _listen(plan: Plan, work: list[Job], device: torch.device, progress: Progres
                     _write(plan, device, records, pictures=False)
                 left = pace.left(work[len(records) :])
                 progress.update(task, completed=len(records), left=left)
-                progress.console.print(_words(record, was_there, left), markup=False, highlight=False)
+                progress.console.print(_words(record, was_there, left), markup=False, highlight=False, soft_wrap=True)
 
 
 def _words(record: Record, was_there: bool, left: str) -> str:

@@ -61,6 +61,7 @@ def within(stage: Stage, budget: int) -> Stage:
 
     A method's average cost may depend on how many steps there are, so their number is sought in a few rounds.
     """
+    stage = dataclasses.replace(stage, steps=budget)
     for _ in range(_ROUNDS):
         cost, before = evaluations_of(stage) / stage.steps, stage.steps
         stage = dataclasses.replace(stage, steps=max(1, round(budget / cost)))

@@ -119,6 +119,9 @@ def likeness(scene: Scene, toy: Toy, device: torch.device | str = "cpu") -> Like
 
     The toy is tried in turns of ``TURN`` degrees about the vertical, with its light, and the turn of the highest
     ``quality`` counts: whether a method finds the front of an object is another question.
+
+    Raises:
+        ValueError: the scene's pictures hold what is no number.
     """
     angles = [(a, e) for a in AZIMUTHS for e in ELEVATIONS]
     rgb, solid = seen(scene, [a for a, _ in angles], [e for _, e in angles], SIZE, device)
