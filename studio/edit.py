@@ -22,6 +22,7 @@ from studio.checkpoints import Checkpoints, read_state, write_state
 from studio.codec import decode, encode
 from studio.folder import RunError, read_request
 from studio.request import Edit, Regularizers, Request, Stage
+from studio.tuning import suited
 
 STEPS = 300
 """Steps of an edit that asks for no other number."""
@@ -61,26 +62,35 @@ class Source:
         return self.request.representation(len(self.request.stages) - 1)
 
 
-def edit(source: Path, prompt: str, method: AnyGuidance = DDS(), keep: Sequence[str] = ()) -> Request:  # noqa: B008
+def edit(
+    source: Path,
+    prompt: str,
+    method: AnyGuidance | type[AnyGuidance] = DDS,
+    keep: Sequence[str] = (),
+    prior: str | None = None,
+) -> Request:
     """A request that changes what the finished run ``source`` made until it fits another prompt.
 
-    Prior, negative prompt, cameras, export and seed are the source's; so are the regularisers, at their final weights.
+    Negative prompt, cameras, export and seed are the source's; so are the regularisers, at their final weights.
 
     Args:
         source: folder of the run.
         prompt: what the object is to be.
-        method: what says how; one that compares with the source changes least (DDS, PDS).
+        method: what says how, or its class, for the knobs that suit the prior; one that compares with the source
+            changes least (DDS, PDS).
         keep: names of groups of parameters that may not move.
+        prior: name or folder; the source's without it.
 
     Raises:
         RunError: the folder holds no run, or one that is not finished.
     """
     found = finished(source)
-    last = found.request.stages[-1]
+    last, prior = found.request.stages[-1], prior or found.request.prior
+    guidance = suited(method, prior) if isinstance(method, type) else method
     final = {f.name: Schedule(getattr(last.regularizers, f.name)(1.0)) for f in dataclasses.fields(Regularizers)}
-    stage = Stage(found.representation_spec, method, STEPS, last.cameras, Regularizers(**final))
+    stage = Stage(found.representation_spec, guidance, STEPS, last.cameras, Regularizers(**final))
     task = Edit(source.absolute(), tuple(keep))
-    return dataclasses.replace(found.request, prompt=prompt, stages=(stage,), task=task)
+    return dataclasses.replace(found.request, prompt=prompt, prior=prior, stages=(stage,), task=task, debug_every=0)
 
 
 def finished(run: Path) -> Source:

@@ -16,14 +16,7 @@ from representations.particles import Particles
 from representations.splats import Splats
 from studio.cameras import Orbit
 from studio.request import Export, Regularizers, Request, Stage
-
-_PIXEL_SDS = SDS(
-    scale=7.5,
-    form="clean",
-    t_min=Schedule(0.5, 0.05, until=0.9),
-    t_max=Schedule(0.98, 0.5, until=0.9),
-    controls=Controls(final_scale=2.0, rescale=0.5, clamp=1.0),
-)
+from studio.tuning import PIXEL_SDS
 
 
 def wishes(representation: AnyRepresentation) -> Regularizers:
@@ -40,7 +33,7 @@ def wishes(representation: AnyRepresentation) -> Regularizers:
 
 def draft(prompt: str) -> Request:
     """A minute on a laptop: a cloud of gaussians, a mesh of 12,000 faces, a 1024-texel texture."""
-    return Request(prompt, stages=(Stage(Splats(), _PIXEL_SDS, steps=900, regularizers=wishes(Splats())),))
+    return Request(prompt, stages=(Stage(Splats(), PIXEL_SDS, steps=900, regularizers=wishes(Splats())),))
 
 
 def standard(prompt: str) -> Request:
@@ -48,14 +41,14 @@ def standard(prompt: str) -> Request:
     field = HashField(levels=(12, 24, 48, 96))
     return Request(
         prompt,
-        stages=(Stage(field, _PIXEL_SDS, steps=1000, cameras=Orbit(size=96)),),
+        stages=(Stage(field, PIXEL_SDS, steps=1000, cameras=Orbit(size=96)),),
         export=Export(faces=25_000, texture=2048, grid=128),
     )
 
 
 def fine(prompt: str) -> Request:
     """Patience for detail: a coarse stage, then a field of 128 cells that begins where it ended."""
-    coarse = Stage(HashField(), _PIXEL_SDS, steps=800)
+    coarse = Stage(HashField(), PIXEL_SDS, steps=800)
     refined = SDS(
         scale=2.5,
         form="clean",

@@ -18,6 +18,7 @@ from studio.events import Event
 from studio.folder import RunError, free_name, read_request
 from studio.recipes import RECIPES, wishes
 from studio.request import Request, check
+from studio.tuning import suited
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def build_request(options: Generate, knobs: list[str]) -> Request:
     request = RECIPES[options.recipe](options.prompt)
     stages = request.stages
     if options.method is not None:
-        stages = _with_method(stages, options.method)
+        stages = _with_method(stages, options.method, options.prior or request.prior)
     if options.representation is not None:
         kind = _member("representation", options.representation, AnyRepresentation)
         stages = tuple(
@@ -291,15 +292,19 @@ def build_edit(options: Edit, knobs: list[str]) -> Request:
 
     Raises:
         UsageError: no such method.
-        RunError: the source is no finished run.
+        RunError: the source is no finished run, or of another shape than knobs would have it.
         SystemExit: a knob that does not exist (tyro names the nearest), or a value that does not fit.
     """
-    from studio.edit import edit
+    from studio.edit import check_source, edit
 
     method = _member("method", options.method, AnyGuidance)
-    request = edit(options.run, options.prompt, method(), options.keep)
+    prior = options.prior or read_request(options.run).prior
+    request = edit(options.run, options.prompt, suited(method, prior), options.keep)
     stages = request.stages if options.steps is None else _with_steps(request.stages, options.steps)
-    return _with_knobs(dataclasses.replace(request, stages=stages, **_given(options)), knobs, "studio edit RUN PROMPT")
+    request = dataclasses.replace(request, stages=stages, **_given(options))
+    request = _with_knobs(request, knobs, "studio edit RUN PROMPT")
+    check_source(request)
+    return request
 
 
 def _given(options: Generate | Edit) -> dict[str, Any]:
@@ -309,9 +314,10 @@ def _given(options: Generate | Edit) -> dict[str, Any]:
     return {field: value for field, value in given.items() if value is not None}
 
 
-def _with_method(stages: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+def _with_method(stages: tuple[Any, ...], name: str, prior: str) -> tuple[Any, ...]:
     method = _member("method", name, AnyGuidance)
-    return tuple(s if isinstance(s.guidance, method) else dataclasses.replace(s, guidance=method()) for s in stages)
+    knobs = suited(method, prior)
+    return tuple(s if isinstance(s.guidance, method) else dataclasses.replace(s, guidance=knobs) for s in stages)
 
 
 def _with_steps(stages: tuple[Any, ...], steps: int) -> tuple[Any, ...]:

@@ -1,0 +1,59 @@
+"""Knobs of each method that suit the bundled prior: a small one of pixels, which is told the camera.
+
+The papers' knobs are made for Stable Diffusion: a weight of 100 saturates colours in pixels, and a pixel prior's
+estimates must stay in [-1, 1]. Three things are the same for all methods here. Timesteps descend, so that what the
+thing is gets decided before what it looks like. Guidance weight falls from 7.5 to 2, which gives true colours at the
+end. And differences of noise are weighted by s / a, which makes them differences of clean pictures: that is the size
+for which the regularisers of the recipes are set, under which a method with smaller gradients loses thin parts.
+"""
+
+import dataclasses
+from typing import Any
+
+from guidance import ASD, BSD, CDS, CSD, DDS, DSD, FVSD, ISM, JSD, NFSD, PDS, SDI, SDS, SJC, VSD
+from guidance.controls import Controls
+from guidance.methods import AnyGuidance
+from guidance.schedules import Schedule
+from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, bundled_prior, resolve_prior
+
+_BOUNDED = Controls(final_scale=2.0, rescale=0.5, clamp=1.0)
+_LOW, _HIGH = Schedule(0.5, 0.05, until=0.9), Schedule(0.98, 0.5, until=0.9)
+_COMMON: dict[str, Any] = {"controls": _BOUNDED, "t_min": _LOW, "t_max": _HIGH}
+_CLEAN: dict[str, Any] = {**_COMMON, "weighting": "snr_sqrt"}
+
+PIXEL_SDS = SDS(7.5, form="clean", controls=_BOUNDED, t_min=_LOW, t_max=_HIGH)
+
+_SUITED: tuple[AnyGuidance, ...] = (
+    PIXEL_SDS,
+    SJC(7.5, **_COMMON),
+    VSD(7.5, **_CLEAN),
+    ASD(7.5, **_CLEAN),
+    CDS(7.5, goal=Schedule(0.8, 0.1), weighting="snr_sqrt", controls=_BOUNDED),
+    ISM(7.5, base="null", t_max=_HIGH, controls=dataclasses.replace(_BOUNDED, shared_t=True)),
+    # No guidance weight of its own: the factor stands in for it.
+    CSD(Schedule(0.0), weighting="snr_sqrt", t_min=_LOW, t_max=_HIGH, controls=Controls(loss_weight=5.0)),
+    NFSD(7.5, **_CLEAN),
+    SDI(7.5, controls=_BOUNDED),
+    # Turns in proportion to runs of hundreds of steps, not of tens of thousands.
+    BSD(7.5, cycle=100, tuning_steps=20, refresh=5, **_CLEAN),
+    DSD(7.5, **_CLEAN),
+    JSD(7.5, **_CLEAN),
+    FVSD(7.5, **_CLEAN),
+    DDS(7.5, weighting="snr_sqrt", controls=Controls(clamp=1.0)),
+    PDS(7.5, controls=Controls(clamp=1.0)),
+)
+
+
+def suited(method: type, prior: str = BUNDLED_PRIOR) -> AnyGuidance:
+    """``method`` with the knobs that suit a prior: those above for the bundled one, its papers' for any other.
+
+    Args:
+        method: a member of ``AnyGuidance``.
+        prior: name or folder of the prior, as a request has it.
+    """
+    try:
+        bundled = resolve_prior(prior) == bundled_prior()
+    except (UnknownPrior, MissingAsset):  # whoever checks the request says so
+        bundled = False
+    known = {type(knobs): knobs for knobs in _SUITED} if bundled else {}
+    return known.get(method) or method()
