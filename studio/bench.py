@@ -161,7 +161,7 @@ def wait(device: torch.device) -> None:
 
 
 def _recipes() -> Iterator[tuple[str, Request]]:
-    from studio.verbs import Generate, build_request
+    from studio.options import Generate, build_request
 
     for representation in (None, "HashField"):
         yield "draft", build_request(Generate("a green table", representation=representation), [])

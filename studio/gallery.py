@@ -17,10 +17,10 @@ from studio.export.asset import ELEVATION
 from studio.export.glb import load_glb
 from studio.export.pictures import Row, contact_sheet
 from studio.folder import slug
+from studio.options import Generate, build_request
 from studio.paths import assets_folder
 from studio.request import Request
 from studio.run import resume_run, run_request
-from studio.verbs import Generate, build_request
 
 _AZIMUTHS = (0, 45, 90, 180, 270)
 _CELL = 112

@@ -1,6 +1,5 @@
 """What each verb of the command line does."""
 
-import dataclasses
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,81 +9,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from guidance.methods import AnyGuidance
-from representations.kinds import AnyRepresentation
 from studio.cli import BAD_USAGE, FAILED, OK
-from studio.codec import members, nearest
 from studio.events import Event
 from studio.folder import RunError, free_name, read_request
-from studio.recipes import RECIPES, wishes
+from studio.options import Edit, Generate, UsageError, build_edit, build_request, with_knobs
+from studio.recipes import RECIPES
 from studio.request import Request, check
-from studio.tuning import suited
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Make a textured GLB from a prompt.
-
-    Every knob of the recipe can be set too, e.g. --stages.0.guidance.scale 20; name a recipe and --help to see them.
-    """
-
-    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """What to make, e.g. "a red mushroom"."""
-    recipe: str = "draft"
-    """How to make it: draft, standard or fine."""
-    method: str | None = None
-    """Guidance method instead of the recipe's."""
-    representation: str | None = None
-    """Representation instead of the recipe's."""
-    prior: str | None = None
-    """A bundled prior's name, or a folder in diffusers' layout."""
-    negative: str | None = None
-    """What it should not look like."""
-    seed: int | None = None
-    """Another seed makes another object."""
-    steps: int | None = None
-    """Optimiser steps in all, shared among the stages as the recipe does."""
-    debug_pictures: int | None = None
-    """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    out: Path | None = None
-    """Folder of the run; a new one under runs/ without it."""
-    json: bool = False
-    """Print events as JSON, one a line, instead of a progress bar."""
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Change the object that a finished run made until it fits another prompt.
-
-    Knobs can be set as for generate, e.g. --stages.0.guidance.scale 20 or --task.begin 0.2.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the finished run."""
-    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """What the object is to be, e.g. "a blue mushroom"."""
-    method: str = "DDS"
-    """Guidance method. DDS and PDS compare with the object as it was and change little else; any other distils anew."""
-    steps: int | None = None
-    """Optimiser steps; 300 without it."""
-    keep: tuple[str, ...] = ()
-    """Groups of parameters that may not move, e.g. means (the positions of gaussians)."""
-    prior: str | None = None
-    """Another prior than the run's."""
-    negative: str | None = None
-    """What it should not look like; the run's without it."""
-    seed: int | None = None
-    """The run's without it."""
-    debug_pictures: int | None = None
-    """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    out: Path | None = None
-    """Folder of the edit's own run; a new one under runs/ without it."""
-    json: bool = False
-    """Print events as JSON, one a line, instead of a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +84,6 @@ class Bench:
     """Only cases whose name holds this, e.g. "hash" or "64 px"."""
     quick: bool = False
     """Half a second a case and no plain-torch form that takes longer: for a first look."""
-
-
-class UsageError(ValueError):
-    """A command line that asks for what there is not."""
 
 
 def generate(arguments: list[str]) -> int:
@@ -261,94 +187,6 @@ def train_prior(arguments: list[str]) -> int:
     return command.main(options)
 
 
-def build_request(options: Generate, knobs: list[str]) -> Request:
-    """The recipe's request with what the command line changes.
-
-    Raises:
-        UsageError: no such recipe, method or representation.
-        SystemExit: a knob that does not exist (tyro names the nearest), or a value that does not fit.
-    """
-    if options.recipe not in RECIPES:
-        raise UsageError(f"No recipe {options.recipe!r}; {nearest(options.recipe, RECIPES)}")
-    request = RECIPES[options.recipe](options.prompt)
-    stages = request.stages
-    if options.method is not None:
-        stages = _with_method(stages, options.method, options.prior or request.prior)
-    if options.representation is not None:
-        kind = _member("representation", options.representation, AnyRepresentation)
-        stages = tuple(
-            s
-            if s.representation is None or isinstance(s.representation, kind)
-            else dataclasses.replace(s, representation=kind(), regularizers=wishes(kind()))
-            for s in stages
-        )
-    if options.steps is not None:
-        stages = _with_steps(stages, options.steps)
-    return _with_knobs(dataclasses.replace(request, stages=stages, **_given(options)), knobs)
-
-
-def build_edit(options: Edit, knobs: list[str]) -> Request:
-    """The request of an edit with what the command line changes.
-
-    Raises:
-        UsageError: no such method.
-        RunError: the source is no finished run, or of another shape than knobs would have it.
-        SystemExit: a knob that does not exist (tyro names the nearest), or a value that does not fit.
-    """
-    from studio.edit import check_source, edit
-
-    method = _member("method", options.method, AnyGuidance)
-    prior = options.prior or read_request(options.run).prior
-    request = edit(options.run, options.prompt, suited(method, prior), options.keep)
-    stages = request.stages if options.steps is None else _with_steps(request.stages, options.steps)
-    request = dataclasses.replace(request, stages=stages, **_given(options))
-    request = _with_knobs(request, knobs, "studio edit RUN PROMPT")
-    check_source(request)
-    return request
-
-
-def _given(options: Generate | Edit) -> dict[str, Any]:
-    """What the command line sets of the fields of a request."""
-    fields = {"prior": "prior", "negative": "negative", "seed": "seed", "debug_pictures": "debug_every"}
-    given = {field: getattr(options, name) for name, field in fields.items()}
-    return {field: value for field, value in given.items() if value is not None}
-
-
-def _with_method(stages: tuple[Any, ...], name: str, prior: str) -> tuple[Any, ...]:
-    method = _member("method", name, AnyGuidance)
-    knobs = suited(method, prior)
-    return tuple(s if isinstance(s.guidance, method) else dataclasses.replace(s, guidance=knobs) for s in stages)
-
-
-def _with_steps(stages: tuple[Any, ...], steps: int) -> tuple[Any, ...]:
-    total = sum(stage.steps for stage in stages)
-    if steps < len(stages):
-        raise UsageError(f"--steps must be {len(stages)} or more, one for each stage, not {steps}")
-    shares = [max(1, steps * stage.steps // total) for stage in stages]
-    shares[-1] += steps - sum(shares)
-    return tuple(dataclasses.replace(s, steps=n) for s, n in zip(stages, shares, strict=True))
-
-
-def _with_knobs(request: Request, knobs: list[str], prog: str = "studio generate PROMPT") -> Request:
-    if not knobs:
-        return request
-    return tyro.cli(
-        Request,
-        default=request,
-        args=knobs,
-        prog=prog,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
-    )
-
-
-def _member(what: str, name: str, union: Any) -> type:
-    known = members(union)
-    by_lower = {key.lower(): value for key, value in known.items()}
-    if name.lower() not in by_lower:
-        raise UsageError(f"No {what} {name!r}; {nearest(name, known)}")
-    return by_lower[name.lower()]
-
-
 def _named_recipe(arguments: list[str]) -> str | None:
     for i, argument in enumerate(arguments):
         if argument.startswith("--recipe="):
@@ -361,7 +199,7 @@ def _named_recipe(arguments: list[str]) -> str | None:
 def _show_knobs(arguments: list[str]) -> int:
     recipe = _named_recipe(arguments)
     assert recipe is not None
-    _with_knobs(RECIPES[recipe]("a prompt"), ["--help"])
+    with_knobs(RECIPES[recipe]("a prompt"), ["--help"])
     return OK
 
 

@@ -8,7 +8,7 @@ from guidance.methods import AnyGuidance
 from guidance.sds import SDS
 from studio.codec import members
 from studio.evaluate.contenders import METHODS, contenders
-from studio.verbs import UsageError
+from studio.options import UsageError
 
 
 def test_every_generating_method_is_compared_and_no_other():

@@ -106,7 +106,7 @@ def test_looking_changes_nothing(tiny: Request, tmp_path: Path):
 
 
 def test_it_is_an_option_of_generate(tiny: Request):
-    from studio.verbs import Generate, build_request
+    from studio.options import Generate, build_request
 
     assert build_request(Generate("a mug"), []).debug_every == 0
     assert build_request(Generate("a mug", debug_pictures=50), []).debug_every == 50
