@@ -26,7 +26,7 @@ class BSD:
     In the first ``tuning_steps`` of every ``cycle`` only the prior learns, by denoising pictures that it made of the
     renders (SDEdit, arXiv 2108.01073): sharper than these, and consistent with the scene. Scene and critic rest
     meanwhile. The paper tunes the whole network at a rate of 1e-5; here it is a second low-rank adapter, so that the
-    prior stays one, shared and unchanged, and a checkpoint holds thousands of numbers rather than millions.
+    prior stays one, shared and unchanged, and neither memory nor checkpoints hold a network more.
 
     It is meant to refine: begin with another method's scene, and count the resting steps when choosing how many.
     """

@@ -95,7 +95,8 @@ class FVSD:
             latents = prior.encode(views.images)
         learnt = state.critic.train_step(prior, latents, condition, rng, shared)
         with torch.no_grad():
-            draw = make_draw(latents, timestep_bounds(prior, self.t_min, self.t_max, 0.0), rng, shared)
+            # All but the ends, whatever the run's bounds: there an estimate is all guess, or the render itself.
+            draw = make_draw(latents, timestep_bounds(prior, Schedule(0.02), Schedule(0.98), 0.0), rng, shared)
             other, t = torch.randn(latents.shape, generator=rng).to(latents), draw.timesteps
             renders = add_noise(prior, latents, draw.noise, t)
             eps = guided(prior, renders, t, condition, self.scale, self.controls)

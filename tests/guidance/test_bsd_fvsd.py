@@ -10,6 +10,7 @@ from guidance import BSD, FVSD, VSD
 from guidance.contract import Condition
 from guidance.controls import Controls
 from guidance.critic import Learning
+from guidance.diffusers_prior import DiffusersPrior
 from guidance.drawing import make_draw
 from guidance.fvsd import Discriminator
 from guidance.testing import GaussianPrior, embedding
@@ -43,6 +44,11 @@ def test_without_turns_of_the_prior_it_is_vsd():
         for method, state in zip((bsd, vsd), states, strict=True):
             method.train_critic(state, PRIOR, views, condition, rng(step))
     assert same(memory(states[0].critic), memory(states[1]))
+
+
+def test_critic_and_tuned_prior_begin_apart(toy_prior: DiffusersPrior):
+    state = BSD().init(toy_prior)
+    assert not same(memory(state.critic), memory(state.tuning))
 
 
 def test_pictures_are_made_now_and_then_and_the_oldest_make_room():

@@ -134,6 +134,7 @@ def test_the_camera_reaches_it_and_zeros_leave_it_out(prior: DiffusersPrior, vie
     with torch.no_grad():
         seen, blind = ask(adapter, views.pose), ask(adapter, None)
         assert torch.equal(ask(adapter, torch.zeros(3, 4, 4)), blind)
+        assert adapter.camera(torch.zeros(1, 16)).abs().max() == 0 < adapter.camera(torch.ones(1, 16)).abs().max()
         assert (seen - blind).abs().amax((1, 2, 3)).min() > 1e-3
         some = views.pose.clone()
         some[1] = 0
