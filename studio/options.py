@@ -10,9 +10,9 @@ import tyro
 from guidance.methods import AnyGuidance
 from representations.kinds import AnyRepresentation
 from studio.codec import members, nearest
-from studio.recipes import RECIPES, wishes
+from studio.recipes import RECIPES
 from studio.request import Request
-from studio.tuning import suited
+from studio.tuning import is_bundled, suited, wishes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Generate:
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """What to make, e.g. "a red mushroom"."""
     recipe: str = "draft"
-    """How to make it: draft, standard or fine."""
+    """How to make it: draft, standard, fine, or a paper's name, such as dreamfusion; README has the list."""
     method: str | None = None
     """Guidance method instead of the recipe's."""
     representation: str | None = None
@@ -94,7 +94,7 @@ def build_request(options: Generate, knobs: list[str]) -> Request:
     """
     if options.recipe not in RECIPES:
         raise UsageError(f"No recipe {options.recipe!r}; {nearest(options.recipe, RECIPES)}")
-    request = RECIPES[options.recipe](options.prompt)
+    request = RECIPES[options.recipe](options.prompt, options.prior is None or is_bundled(options.prior))
     stages = request.stages
     if options.method is not None:
         stages = _with_method(stages, options.method, options.prior or request.prior)

@@ -1,63 +1,55 @@
 """Recipes: functions from a prompt to a request. What is listed in ``RECIPES`` is what command line and app offer.
 
-Guidance is the reconstruction form of SDS (MVDream, arXiv 2308.16512) with one prior step a view. Timesteps descend
-over the run, from deciding what the thing is to deciding what it looks like; the opacity penalty of DreamFusion fades
-out meanwhile.
+Those here are named after what they make, those of ``papers`` after what they follow. Guidance here is the
+reconstruction form of SDS (MVDream, arXiv 2308.16512) with one prior step a view: it comes first in the comparison of
+methods. Timesteps descend over the run, from deciding what the thing is to deciding what it looks like; the opacity
+penalty of DreamFusion fades out meanwhile.
 """
 
+import dataclasses
 from collections.abc import Callable
 
-from guidance.controls import Controls
 from guidance.schedules import Schedule
-from guidance.sds import SDS
 from representations.hash_field import HashField
-from representations.kinds import AnyRepresentation
-from representations.particles import Particles
 from representations.splats import Splats
 from studio.cameras import Orbit
-from studio.request import Export, Regularizers, Request, Stage
-from studio.tuning import PIXEL_SDS
+from studio.papers import PAPERS
+from studio.request import Export, Request, Stage
+from studio.tuning import LATENT_SDS, PIXEL_SDS, wishes
 
 
-def wishes(representation: AnyRepresentation) -> Regularizers:
-    """The regularisers that suit a representation.
-
-    A heavy opacity penalty at first keeps the ball that a cloud begins as translucent, so that it can be carved.
-    """
-    if isinstance(representation, Particles):
-        return wishes(representation.kind)
-    if isinstance(representation, Splats):
-        return Regularizers(opacity=Schedule(1000.0, 100.0, until=0.4), binary=Schedule(0.0, 1000.0))
-    return Regularizers()
-
-
-def draft(prompt: str) -> Request:
+def draft(prompt: str, pixels: bool = True) -> Request:
     """A minute on a laptop: a cloud of gaussians, a mesh of 12,000 faces, a 1024-texel texture."""
-    return Request(prompt, stages=(Stage(Splats(), PIXEL_SDS, steps=900, regularizers=wishes(Splats())),))
+    guidance = PIXEL_SDS if pixels else LATENT_SDS
+    return Request(prompt, stages=(Stage(Splats(), guidance, steps=900, regularizers=wishes(Splats())),))
 
 
-def standard(prompt: str) -> Request:
+def standard(prompt: str, pixels: bool = True) -> Request:
     """A field of 96 cells seen at 96 pixels, 1000 steps; a finer mesh and texture than draft."""
-    field = HashField(levels=(12, 24, 48, 96))
+    field, guidance = HashField(levels=(12, 24, 48, 96)), PIXEL_SDS if pixels else LATENT_SDS
     return Request(
         prompt,
-        stages=(Stage(field, PIXEL_SDS, steps=1000, cameras=Orbit(size=96)),),
+        stages=(Stage(field, guidance, steps=1000, cameras=Orbit(size=96)),),
         export=Export(faces=25_000, texture=2048, grid=128),
     )
 
 
-def fine(prompt: str) -> Request:
+def fine(prompt: str, pixels: bool = True) -> Request:
     """Patience for detail: a coarse stage, then a field of 128 cells that begins where it ended."""
-    coarse = Stage(HashField(), PIXEL_SDS, steps=800)
-    refined = SDS(
-        scale=2.5,
-        form="clean",
+    guidance = PIXEL_SDS if pixels else LATENT_SDS
+    refined = dataclasses.replace(
+        guidance,
+        scale=2.5 if pixels else guidance.scale,
         t_min=Schedule(0.2, 0.02),
         t_max=Schedule(0.6, 0.25),
-        controls=Controls(rescale=0.5, clamp=1.0),
+        controls=dataclasses.replace(guidance.controls, final_scale=None),
     )
+    coarse = Stage(HashField(), guidance, steps=800)
     detail = Stage(HashField(levels=(16, 32, 64, 128)), refined, steps=800, cameras=Orbit(size=128))
     return Request(prompt, stages=(coarse, detail), export=Export(faces=50_000, texture=2048, grid=192))
 
 
-RECIPES: dict[str, Callable[[str], Request]] = {recipe.__name__: recipe for recipe in (draft, standard, fine)}
+Recipe = Callable[[str, bool], Request]
+"""From a prompt, and whether the prior is the bundled one, which works on pixels."""
+
+RECIPES: dict[str, Recipe] = {recipe.__name__.replace("_", "-"): recipe for recipe in (draft, standard, fine, *PAPERS)}

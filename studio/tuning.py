@@ -14,7 +14,11 @@ from guidance import ASD, BSD, CDS, CSD, DDS, DSD, FVSD, ISM, JSD, NFSD, PDS, SD
 from guidance.controls import Controls
 from guidance.methods import AnyGuidance
 from guidance.schedules import Schedule
+from representations.kinds import AnyRepresentation
+from representations.particles import Particles
+from representations.splats import Splats
 from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, bundled_prior, resolve_prior
+from studio.request import Regularizers
 
 _BOUNDED = Controls(final_scale=2.0, rescale=0.5, clamp=1.0)
 _LOW, _HIGH = Schedule(0.5, 0.05, until=0.9), Schedule(0.98, 0.5, until=0.9)
@@ -22,6 +26,8 @@ _COMMON: dict[str, Any] = {"controls": _BOUNDED, "t_min": _LOW, "t_max": _HIGH}
 _CLEAN: dict[str, Any] = {**_COMMON, "weighting": "snr_sqrt"}
 
 PIXEL_SDS = SDS(7.5, form="clean", controls=_BOUNDED, t_min=_LOW, t_max=_HIGH)
+LATENT_SDS = SDS(50.0, form="clean", controls=Controls(rescale=0.5), t_min=_LOW, t_max=_HIGH)
+"""The same for latents, with MVDream's guidance weight; it has not been run at full size."""
 
 _SUITED: tuple[AnyGuidance, ...] = (
     PIXEL_SDS,
@@ -51,9 +57,25 @@ def suited(method: type, prior: str = BUNDLED_PRIOR) -> AnyGuidance:
         method: a member of ``AnyGuidance``.
         prior: name or folder of the prior, as a request has it.
     """
-    try:
-        bundled = resolve_prior(prior) == bundled_prior()
-    except (UnknownPrior, MissingAsset):  # whoever checks the request says so
-        bundled = False
-    known = {type(knobs): knobs for knobs in _SUITED} if bundled else {}
+    known = {type(knobs): knobs for knobs in _SUITED} if is_bundled(prior) else {}
     return known.get(method) or method()
+
+
+def is_bundled(prior: str) -> bool:
+    """Whether this name or folder is that of the bundled prior; not, if there is none of that name."""
+    try:
+        return resolve_prior(prior) == bundled_prior()
+    except (UnknownPrior, MissingAsset):  # whoever checks the request says so
+        return False
+
+
+def wishes(representation: AnyRepresentation) -> Regularizers:
+    """The regularisers that suit a representation.
+
+    A heavy opacity penalty at first keeps the ball that a cloud begins as translucent, so that it can be carved.
+    """
+    if isinstance(representation, Particles):
+        return wishes(representation.kind)
+    if isinstance(representation, Splats):
+        return Regularizers(opacity=Schedule(1000.0, 100.0, until=0.4), binary=Schedule(0.0, 1000.0))
+    return Regularizers()

@@ -199,7 +199,7 @@ def _named_recipe(arguments: list[str]) -> str | None:
 def _show_knobs(arguments: list[str]) -> int:
     recipe = _named_recipe(arguments)
     assert recipe is not None
-    with_knobs(RECIPES[recipe]("a prompt"), ["--help"])
+    with_knobs(RECIPES[recipe]("a prompt", True), ["--help"])
     return OK
 
 

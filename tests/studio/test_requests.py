@@ -12,14 +12,14 @@ from studio.request import Request, check
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_json_and_has_no_errors_of_its_own(name):
-    request = RECIPES[name]("a red mushroom")
+    request = RECIPES[name]("a red mushroom", True)
     assert RECIPES[name].__doc__
     assert decode(Request, json.loads(json.dumps(encode(request)))) == request
     assert [p for p in check(request) if "prior" not in p.text] == []
 
 
 def test_recipes_grow():
-    draft, standard, fine = (RECIPES[name]("x") for name in ("draft", "standard", "fine"))
+    draft, standard, fine = (RECIPES[name]("x", True) for name in ("draft", "standard", "fine"))
     assert draft.steps < standard.steps <= fine.steps
     assert draft.export.grid < standard.export.grid < fine.export.grid
     assert draft.export.texture < standard.export.texture <= fine.export.texture
@@ -35,7 +35,7 @@ def test_recipes_grow():
     ],
 )
 def test_wrong_settings_are_refused_with_their_place(change, words):
-    data = encode(RECIPES["draft"]("a mug"))
+    data = encode(RECIPES["draft"]("a mug", True))
     data["stages"][0]["guidance"] |= change
     if "is" in change:
         data["stages"][0]["representation"]["is"] = "HashFeild"
@@ -46,11 +46,11 @@ def test_wrong_settings_are_refused_with_their_place(change, words):
 
 def test_a_prompt_is_data():
     prompt = "a cat ${oc.env:HOME} `rm` $(ls) {a|b} \"'"
-    assert decode(Request, json.loads(json.dumps(encode(RECIPES["draft"](prompt))))).prompt == prompt
+    assert decode(Request, json.loads(json.dumps(encode(RECIPES["draft"](prompt, True))))).prompt == prompt
 
 
 def test_numbers_out_of_range_are_named():
-    request = decode(Request, encode(RECIPES["draft"]("a mug")) | {"checkpoint_every": 0})
+    request = decode(Request, encode(RECIPES["draft"]("a mug", True)) | {"checkpoint_every": 0})
     assert any("checkpoint_every" in p.text for p in check(request))
 
 

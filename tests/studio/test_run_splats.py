@@ -70,4 +70,4 @@ def test_a_field_can_become_a_cloud(tiny: Request, tmp_path: Path):
 
 
 def test_the_demo_runs_on_gaussians():
-    assert isinstance(RECIPES["draft"]("a mug").stages[0].representation, Splats)
+    assert isinstance(RECIPES["draft"]("a mug", True).stages[0].representation, Splats)
