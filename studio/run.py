@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from guidance.conditioning import Prompts
 from guidance.diffusers_prior import DiffusersPrior
 from representations.cameras import orbit
-from representations.scene import EmptySceneError, Representation
+from representations.scene import EmptySceneError
 from studio.checkpoints import Checkpoints, write_atomically
 from studio.debug_pictures import debug_picture
 from studio.delivery import deliver
-from studio.edit import Source, check_source, own_source
+from studio.edit import check_source, own_source
 from studio.events import (
     Checkpointed,
     DebugPictured,
@@ -36,20 +35,10 @@ from studio.events import (
     Working,
 )
 from studio.folder import RunError, RunFolder, read_request
-from studio.optimize import (
-    NonFiniteError,
-    Run,
-    Setting,
-    Step,
-    Stop,
-    Timing,
-    make_optimiser,
-    optimize,
-    step_rng,
-    step_seed,
-)
+from studio.optimize import NonFiniteError, Run, Step, Stop, Timing, optimize
 from studio.paths import resolve_prior
 from studio.request import Request, check
+from studio.stages import Stages
 
 
 def never() -> bool:
@@ -136,19 +125,9 @@ class _Studio:
     request: Request
     home: RunFolder
     checkpoints: Checkpoints
-    prior: DiffusersPrior
-    prompts: Prompts
-    source: Source | None
-    before: Representation | None
-    """What ``source`` looked like."""
+    stages: Stages
     device: torch.device
     timing: Timing
-
-    def setting(self, stage: int) -> Setting:
-        """What the steps of a stage read."""
-        request, prior = self.request, self.prior
-        stages, hints = request.stages, prior.hints
-        return Setting(stages[stage], prior, self.prompts, hints, request.seed, request.task, self.before)
 
 
 def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -> Iterator[Event]:
@@ -157,12 +136,9 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     yield Working("loading the prior")
     prior = DiffusersPrior.load(resolve_prior(request.prior), device)
     refuse_cut_prompt(prior, request.prompt)
-    view_prompts = request.view_prompts or ("off" if "pose" in prior.takes else "bucketed")
     source = None if request.task is None else own_source(home.path, request.task, device)
-    before, prompt = (None, None) if source is None else (source.representation(device), source.request.prompt)
-    prompts = Prompts.embed(prior, request.prompt, request.negative, view_prompts, source=prompt)
-    checkpoints = Checkpoints(home.path / "checkpoints")
-    studio = _Studio(request, home, checkpoints, prior, prompts, source, before, device, Timing())
+    stages = Stages.of(request, prior, source)
+    studio = _Studio(request, home, Checkpoints(home.path / "checkpoints"), stages, device, Timing())
     saved, damaged = studio.checkpoints.newest(device)
     yield from (Warned(f"A checkpoint is damaged, so the one before it is used: {text}") for text in damaged)
     done = 0 if saved is None else saved["step"]
@@ -171,7 +147,9 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     if run is None:
         return
     seconds = {"optimise": round(time.perf_counter() - began, 2)}
-    yield from deliver(request, home.path, prior, prompts, run.representation, before, studio.timing, seconds)
+    yield from deliver(
+        request, home.path, prior, stages.prompts, run.representation, stages.before, studio.timing, seconds
+    )
     yield Finished(home.path, round(time.perf_counter() - began, 2))
 
 
@@ -181,7 +159,7 @@ def _stages(studio: _Studio, saved: dict[str, Any] | None, stop: Stop) -> Iterat
     first = 0 if saved is None else saved["stage"]
     for index in range(first, len(request.stages)):
         stage = request.stages[index]
-        run = _begin_stage(studio, index, run)
+        run = studio.stages.begin(index, run)
         if saved is not None and index == first:
             run.restore(saved)
         kind = type(request.representation(index)).__name__
@@ -194,27 +172,10 @@ def _stages(studio: _Studio, saved: dict[str, Any] | None, stop: Stop) -> Iterat
     return run
 
 
-def _begin_stage(studio: _Studio, index: int, before: Run | None) -> Run:
-    """A stage's run: a new representation, an edit's source, one begun from the stage before, or that one itself."""
-    stage, device = studio.request.stages[index], studio.device
-    rng = step_rng(studio.request.seed, index, -1)
-    spec = studio.request.representation(index)
-    if index == 0 and studio.source is not None:
-        representation: Representation = studio.source.begin(spec, device)
-    elif before is None:
-        representation = spec.build(rng, device)
-    elif stage.representation is None:
-        representation = before.representation
-    else:
-        representation = spec.start_from(before.representation.scene().detach(), rng, device)
-    state = stage.guidance.init(studio.prior, step_seed(studio.request.seed, index, -2))
-    return Run(index, 0, representation, make_optimiser(representation), state)
-
-
 def _optimise_stage(studio: _Studio, run: Run, stop: Stop) -> Iterator[Event]:
     """Steps with checkpoints and previews; goes back once to the last checkpoint when gradients break down."""
     request, stage = studio.request, studio.request.stages[run.stage]
-    setting, rolled_back = studio.setting(run.stage), False
+    setting, rolled_back = studio.stages.setting(run.stage), False
     while run.step < stage.steps and not stop():
         try:
             for step in optimize(run, setting, studio.timing, stop):
@@ -252,7 +213,7 @@ def _checkpoint(studio: _Studio, run: Run) -> Checkpointed:
 def _preview(studio: _Studio, run: Run) -> Previewed:
     from studio.export.pictures import save_png
 
-    hints, done = studio.prior.hints, _done(studio.request, run)
+    hints, done = studio.stages.prior.hints, _done(studio.request, run)
     cameras = orbit((0, 90, 180, 270), (15,) * 4, 96, hints["distance"], hints["field_of_view"]).to(studio.device)
     rgb = run.representation.scene().detach().render(cameras, torch.ones(4, 3, device=studio.device)).rgb
     path = studio.home.path / "previews" / f"{done:06d}.png"
@@ -262,7 +223,7 @@ def _preview(studio: _Studio, run: Run) -> Previewed:
 
 def _debug_picture(studio: _Studio, run: Run, step: Step) -> Iterator[DebugPictured]:
     request, done = studio.request, _done(studio.request, run)
-    picture = debug_picture(request.stages[run.stage].guidance, studio.prior, request.prompt, step)
+    picture = debug_picture(request.stages[run.stage].guidance, studio.stages.prior, request.prompt, step)
     if picture is not None:
         path = studio.home.path / "debug" / f"{done:06d}.png"
         path.parent.mkdir(exist_ok=True)

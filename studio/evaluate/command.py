@@ -18,8 +18,8 @@ from studio.evaluate.contenders import METHODS, Contender, contenders
 from studio.evaluate.plot import Line, plot
 from studio.evaluate.protocol import Advanced, Began, Ended, Job, Record, carry_out, jobs
 from studio.evaluate.sheet import SheetRow, sheet
-from studio.evaluate.tables import rows, write_summary
-from studio.evaluate.truth import toy_of
+from studio.evaluate.tables import edit_rows, rows, write_summary
+from studio.evaluate.truth import recoloured, toy_of
 from studio.paths import assets_folder
 
 PROMPTS: tuple[str, ...] = ("a red mushroom", "a green table", "an orange car", "a purple tree")
@@ -40,6 +40,11 @@ class Plan:
         """Every run."""
         return jobs(self.contenders, self.prompts, self.seeds, self.evaluations)
 
+    @property
+    def edits(self) -> dict[str, str]:
+        """Prompts and what edits make of them."""
+        return {prompt: recoloured(toy_of(prompt)).caption for prompt in self.prompts}
+
     def check(self) -> None:
         """Refuse what cannot be compared, before anything heavy is loaded.
 
@@ -55,10 +60,8 @@ class Plan:
             toy_of(prompt)
         for contender in self.contenders:
             request = contender.request(self.prompts[0], self.seeds[0])
-            for stage in request.stages:
-                if missing := stage.guidance.requires - {"text"}:
-                    needs = ", ".join(sorted(missing))
-                    raise ValueError(f"{contender.label} needs {needs} and makes nothing from a prompt alone")
+            if missing := {need for stage in request.stages for need in stage.guidance.requires} - {"text", "source"}:
+                raise ValueError(f"{contender.label} needs {', '.join(sorted(missing))}")
 
 
 def make_plan(
@@ -146,10 +149,9 @@ def show(plan: Plan, device: torch.device, console: Console | None = None) -> in
     finally:
         if records:
             _write(plan, device, records, pictures=True)
-    found = rows(records)
-    console.print(f"{plan.folder}/summary.md, summary.json, quality.webp, sheet.webp", markup=False)
-    failed = [row for row in found if row["errors"]]
-    return OK if not failed else FAILED if all(row["runs"] == 0 for row in found) else SOME_FAILED
+    console.print(f"{plan.folder}/summary.md, summary.json and pictures beside them", markup=False)
+    failed = [record for record in records if record["error"] is not None]
+    return OK if not failed else FAILED if all("quality" not in record for record in records) else SOME_FAILED
 
 
 def _listen(plan: Plan, work: list[Job], device: torch.device, progress: Progress, records: list[Record]) -> None:
@@ -161,8 +163,8 @@ def _listen(plan: Plan, work: list[Job], device: torch.device, progress: Progres
                 began = time.monotonic()
                 words = f"{index + 1}/{len(work)} {job.contender.label}: {job.prompt}, seed {job.seed}"
                 progress.update(task, description=words)
-            case Advanced(done=done, total=total):
-                progress.update(task, completed=len(records) + done / total)
+            case Advanced(done=done, total=total, what=what):
+                progress.update(task, completed=len(records) + (0 if what else done / total), left=what)
             case Ended(job=job, record=record, was_there=was_there):
                 records.append(record)
                 if not was_there:
@@ -186,29 +188,43 @@ def _words(record: Record, was_there: bool, left: str) -> str:
 
 
 def _write(plan: Plan, device: torch.device, records: Sequence[Record], pictures: bool) -> None:
-    found = rows(records)
-    write_summary(plan.folder, _about(plan, device), found)
+    edits = edit_rows([record for record in records if record["source"] is not None])
+    found = rows([record for record in records if record["source"] is None])
+    write_summary(plan.folder, _about(plan, device), found, edits)
     if not pictures:
         return
     lines = [Line(row["label"], [(p["evaluations"], p["quality"]) for p in row["curve"]]) for row in found]
-    lines = [line for line in lines if line.points]
-    if lines:
-        subtitle = f"silhouette IoU x (1 - colour error) against the true object; {len(records)} runs"
+    if lines := [line for line in lines if line.points]:
+        runs = sum(row["runs"] for row in found)
+        subtitle = f"silhouette IoU x (1 - colour error) against the true object; {runs} runs"
         write_atomically(plan.folder / "quality.webp", plot("Quality against compute", subtitle, lines))
-    write_atomically(plan.folder / "sheet.webp", sheet("What came of it", plan.prompts, _sheet_rows(plan, found)))
+    if found:
+        shown = sheet("What came of it", plan.prompts, _sheet_rows(plan, found))
+        write_atomically(plan.folder / "sheet.webp", shown)
+    if edits:
+        heads = [f"{before} -> {after}" for before, after in plan.edits.items()]
+        shown = sheet("Edits", heads, _sheet_rows(plan, edits), edits=True)
+        write_atomically(plan.folder / "edits.webp", shown)
 
 
 def _sheet_rows(plan: Plan, found: Sequence[dict[str, Any]]) -> list[SheetRow]:
     """A row for each contender, in the order of the table, with the pictures of the first seed."""
-    pictures = {(j.contender.label, j.prompt): j.picture(plan.folder) for j in plan.jobs if j.seed == plan.seeds[0]}
+    first = [job for job in plan.jobs if job.seed == plan.seeds[0]]
+    pictures = {(job.contender.label, job.source or job.prompt): job.picture(plan.folder) for job in first}
     shown = []
     for row in found:
-        strips = [pictures[row["label"], prompt] for prompt in plan.prompts]
+        strips = [pictures.get((row["label"], prompt)) for prompt in plan.prompts]
         note = "failed" if row["quality"] is None else f"quality {row['quality']:.2f}, {row['steps']:.0f} steps"
-        shown.append(SheetRow(row["label"], note, [strip if strip.is_file() else None for strip in strips]))
+        if any(strips):
+            shown.append(SheetRow(row["label"], note, [s if s and s.is_file() else None for s in strips]))
     return shown
 
 
 def _about(plan: Plan, device: torch.device) -> dict[str, Any]:
-    protocol = {"prompts": list(plan.prompts), "seeds": list(plan.seeds), "evaluations": plan.evaluations}
+    protocol = {
+        "prompts": list(plan.prompts),
+        "edits": plan.edits,
+        "seeds": list(plan.seeds),
+        "evaluations": plan.evaluations,
+    }
     return {"protocol": protocol, "machine": machine(device), "versions": versions()}

@@ -8,7 +8,6 @@ from typing import Any
 
 from studio.checkpoints import write_atomically
 from studio.evaluate.protocol import EMPTY, Record
-from studio.evaluate.trial import MARKS
 
 MEASURED = ("quality", "iou", "colour_error")
 _COST = ("seconds", "evaluations", "images", "steps")
@@ -31,6 +30,13 @@ def rows(records: Sequence[Record]) -> list[Row]:
     return sorted(found, key=lambda row: -1.0 if row["quality"] is None else row["quality"], reverse=True)
 
 
+def edit_rows(records: Sequence[Record]) -> list[Row]:
+    """Rows of the edits, beside one of what they began with, measured against what it was to become."""
+    known = {(record["source"], record["seed"]): record for record in records if "before" in record}
+    nothing = {**dict.fromkeys(_COST, 0), "curve": [], "error": None, "label": "source, unchanged", "method": None}
+    return rows([*records, *({**record, **nothing, **record["before"]} for record in known.values())])
+
+
 def _row(group: Sequence[Record]) -> Row:
     ended = [record for record in group if record["error"] in (None, EMPTY)]
     return {
@@ -43,10 +49,8 @@ def _row(group: Sequence[Record]) -> Row:
         "errors": list(dict.fromkeys(record["error"] for record in group if record["error"] is not None)),
         "curve": [
             {name: _mean([record["curve"][mark][name] for record in ended]) for name in ("evaluations", *MEASURED)}
-            for mark in range(len(MARKS))
-        ]
-        if ended
-        else [],
+            for mark in range(len(ended[0]["curve"]) if ended else 0)
+        ],
     }
 
 
@@ -61,21 +65,23 @@ def _spread(values: Sequence[float]) -> float | None:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def write_summary(folder: Path, about: dict[str, Any], found: Sequence[Row]) -> None:
+def write_summary(folder: Path, about: dict[str, Any], found: Sequence[Row], edits: Sequence[Row]) -> None:
     """Write ``summary.json`` and ``summary.md``.
 
     Args:
         folder: where to.
         about: the protocol, the machine and the versions.
         found: from ``rows``.
+        edits: from ``edit_rows``.
     """
-    write_atomically(folder / "summary.json", json.dumps({**about, "rows": list(found)}, indent=1).encode())
-    write_atomically(folder / "summary.md", markdown(about, found).encode())
+    every = {**about, "rows": list(found), "edits": list(edits)}
+    write_atomically(folder / "summary.json", json.dumps(every, indent=1).encode())
+    write_atomically(folder / "summary.md", markdown(about, found, edits).encode())
 
 
 _COLUMNS = {
     "recipe": "recipe",
-    "method": "method",
+    "label": "method",
     "quality": "quality",
     "iou": "silhouette IoU",
     "colour_error": "colour error",
@@ -87,16 +93,23 @@ _COLUMNS = {
 }
 
 
-def markdown(about: dict[str, Any], found: Sequence[Row]) -> str:
-    """The table, what it averages over, and what went wrong."""
-    lines = [
-        f"| {' | '.join(_COLUMNS.values())} |",
-        f"|---|---|{'---:|' * (len(_COLUMNS) - 2)}",
-        *(f"| {' | '.join(_cell(row, name) for name in _COLUMNS)} |" for row in found),
-    ]
-    wrong = [f"- {row['label']}: {error}" for row in found for error in row["errors"]]
-    parts = [_explained(about), "\n".join(lines), *(["What went wrong:\n\n" + "\n".join(wrong)] if wrong else [])]
+def markdown(about: dict[str, Any], found: Sequence[Row], edits: Sequence[Row] = ()) -> str:
+    """The tables, what they average over, and what went wrong."""
+    parts = [_explained(about)]
+    if found:
+        parts.append(_table(found))
+    if edits:
+        pairs = "; ".join(f"{before} -> {after}" for before, after in about["protocol"]["edits"].items())
+        parts += [f"Edits of a draft, measured against the object of the new prompt: {pairs}.", _table(edits)]
+    wrong = [f"- {row['label']}: {error}" for row in (*found, *edits) for error in row["errors"]]
+    if wrong:
+        parts += ["What went wrong:", "\n".join(wrong)]
     return "\n\n".join(parts) + "\n"
+
+
+def _table(found: Sequence[Row]) -> str:
+    head = f"| {' | '.join(_COLUMNS.values())} |\n|---|---|{'---:|' * (len(_COLUMNS) - 2)}"
+    return "\n".join([head, *(f"| {' | '.join(_cell(row, name) for name in _COLUMNS)} |" for row in found)])
 
 
 def _cell(row: Row, name: str) -> str:
@@ -116,7 +129,7 @@ def _explained(about: dict[str, Any]) -> str:
     prompts = ", ".join(f'"{prompt}"' for prompt in protocol["prompts"])
     seeds = ", ".join(map(str, protocol["seeds"]))
     return (
-        f"Means over {len(protocol['prompts'])} prompts ({prompts}) and seeds {seeds}, ± standard deviation over runs. "
+        f"Means ± standard deviation over runs: prompts {prompts}; seeds {seeds}. "
         f"Methods had {protocol['evaluations']:,} evaluations of the prior each: one is a forward pass of a step's "
         "views with all its branches, and those of inversion and of critics count. Quality is IoU x (1 - colour "
         "error), against the true object, best over turns about the vertical. "

@@ -3,18 +3,18 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from guidance.conditioning import Prompts
 from guidance.diffusers_prior import DiffusersPrior
 from representations.scene import Representation, Scene
+from studio.edit import finished
 from studio.evaluate.truth import Likeness, likeness, pictures, seen
-from studio.optimize import Run, Setting, Timing, make_optimiser, optimize, step_rng, step_seed
+from studio.optimize import Timing, optimize
 from studio.request import Request
+from studio.stages import Stages
 from studio.toybox.world import Toy
 
 MARKS: tuple[float, ...] = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
@@ -38,6 +38,8 @@ class Measured:
     """Evaluations so far and the likeness then, after each of ``MARKS``."""
     scene: Scene | None = None
     """The result, once it is there."""
+    before: Scene | None = None
+    """What an edit began with."""
 
 
 def measure(
@@ -55,18 +57,17 @@ def measure(
     Raises:
         NonFiniteError: gradients stopped being numbers.
     """
-    view_prompts = request.view_prompts or ("off" if "pose" in prior.takes else "bucketed")
-    prompts = Prompts.embed(prior, request.prompt, request.negative, view_prompts)
+    stages = Stages.of(request, prior, None if request.task is None else finished(request.task.source))
     before, marks = (prior.evaluations, prior.images), [round(part * expected) for part in MARKS[:-1]]
     found, began, run = Measured(), time.perf_counter(), None
+    found.before = None if stages.before is None else stages.before.scene().detach()
 
     def enough() -> bool:
         return most is not None and prior.evaluations - before[0] >= most
 
-    for index, stage in enumerate(request.stages):
-        run = _begin(request, index, run, prior)
-        setting = Setting(stage, prior, prompts, prior.hints, request.seed)
-        for _ in optimize(run, setting, Timing(), enough):
+    for index in range(len(request.stages)):
+        run = stages.begin(index, run)
+        for _ in optimize(run, stages.setting(index), Timing(), enough):
             found.steps += 1
             found.evaluations, found.images = prior.evaluations - before[0], prior.images - before[1]
             found.seconds = time.perf_counter() - began
@@ -85,19 +86,6 @@ def _look(found: Measured, passed: int, representation: Representation, toy: Toy
     if passed:
         found.curve += [(found.evaluations, likeness(representation.scene().detach(), toy, device))] * passed
     return time.perf_counter() - began
-
-
-def _begin(request: Request, index: int, before: Run | None, prior: DiffusersPrior) -> Run:
-    stage, rng = request.stages[index], step_rng(request.seed, index, -1)
-    spec: Any = stage.representation
-    if before is None:
-        representation: Representation = spec.build(rng, prior.device)
-    elif spec is None:
-        representation = before.representation
-    else:
-        representation = spec.start_from(before.representation.scene().detach(), rng, prior.device)
-    state = stage.guidance.init(prior, step_seed(request.seed, index, -2))
-    return Run(index, 0, representation, make_optimiser(representation), state)
 
 
 @torch.no_grad()

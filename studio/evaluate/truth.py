@@ -1,5 +1,6 @@
 """The truth of a prompt: the toy that it names, and how like it a scene looks, best over turns about the vertical."""
 
+import dataclasses
 import difflib
 import functools
 import re
@@ -70,6 +71,25 @@ def toy_of(prompt: str) -> Toy:
     raise ValueError(
         f"{prompt!r} names no object of the toybox, so there is no truth to compare with; {_advice(words)}"
     )
+
+
+def recoloured(toy: Toy) -> Toy:
+    """The same object in another colour: what an edit is asked for."""
+    return dataclasses.replace(toy, first=_OTHER[toy.first])
+
+
+_OTHER = {
+    "red": "blue",
+    "green": "red",
+    "blue": "yellow",
+    "yellow": "purple",
+    "orange": "blue",
+    "purple": "green",
+    "white": "pink",
+    "black": "orange",
+    "pink": "green",
+    "brown": "white",
+}
 
 
 def _advice(words: Sequence[str]) -> str:

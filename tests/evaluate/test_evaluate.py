@@ -25,6 +25,7 @@ COLUMNS = {
     "multi_face_rate", "render_to_asset_psnr", "seconds", "evaluations", "images", "steps", "runs", "quality", "curve",
 }  # fmt: skip
 BUDGET = 12
+WITH_CRITIC = ("SDS:form=clean", "VSD")
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def small(tiny_prior, monkeypatch):
     monkeypatch.setattr("studio.evaluate.truth.AZIMUTHS", (0, 90))
 
 
-def plan(folder, methods=("SDS:form=clean", "VSD"), recipes=(), prompts=("a red cube", "a blue mug"), seeds=(0,)):
+def plan(folder, methods=("SDS:form=clean", "SJC"), recipes=(), prompts=("a red cube", "a blue mug"), seeds=(0,)):
     return Plan(contenders(methods, recipes), prompts, seeds, BUDGET, folder)
 
 
@@ -71,7 +72,7 @@ def made(tmp_path_factory):
 def whole(made):
     """A finished comparison of two methods on two prompts."""
     if not (made / "sheet.webp").is_file():
-        assert shown(plan(made))[0] == OK
+        assert shown(plan(made, methods=WITH_CRITIC))[0] == OK
     return made
 
 
@@ -110,7 +111,7 @@ def test_table_and_pictures_are_there_to_look_at(whole):
 def test_what_is_there_is_not_made_again(whole, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (whole / "runs").rglob("*")}
     monkeypatch.setattr(protocol, "measure", lambda *_: pytest.fail("made again"))
-    status, words = shown(plan(whole))
+    status, words = shown(plan(whole, methods=WITH_CRITIC))
     assert status == OK and words.count("was there") == 4
     assert before == {path: path.stat().st_mtime_ns for path in (whole / "runs").rglob("*")}
 
@@ -134,7 +135,7 @@ def test_a_failing_method_becomes_a_row(tmp_path, monkeypatch):
     honest = protocol.measure
 
     def measure(request, *arguments):
-        if request.prompt == "a blue mug" and type(request.stages[0].guidance).__name__ == "VSD":
+        if request.prompt == "a blue mug" and type(request.stages[0].guidance).__name__ == "SJC":
             raise NonFiniteError("step 3: no numbers")
         return honest(request, *arguments)
 
@@ -142,9 +143,9 @@ def test_a_failing_method_becomes_a_row(tmp_path, monkeypatch):
     status, words = shown(plan(tmp_path))
     rows = {row["method"]: row for row in summary(tmp_path)["rows"]}
     assert status == SOME_FAILED and "NonFiniteError: step 3: no numbers" in words
-    assert (rows["VSD"]["runs"], rows["VSD"]["failed"], rows["SDS clean"]["failed"]) == (1, 1, 0)
+    assert (rows["SJC"]["runs"], rows["SJC"]["failed"], rows["SDS clean"]["failed"]) == (1, 1, 0)
     table = (tmp_path / "summary.md").read_text()
-    assert "1 of 2" in table and "- VSD: NonFiniteError: step 3: no numbers" in table
+    assert "1 of 2" in table and "- SJC: NonFiniteError: step 3: no numbers" in table
     monkeypatch.setattr(protocol, "measure", honest)
     status, words = shown(plan(tmp_path))
     assert status == OK and words.count("was there") == 3  # what failed is tried again
@@ -186,6 +187,24 @@ def test_recipes_run_for_their_own_steps(tmp_path):
     assert (row["recipe"], row["method"], row["steps"]) == ("draft", "SDS", 6)
 
 
+def test_edits_have_a_table_of_their_own(tmp_path):
+    wanted = plan(tmp_path, methods=["SDS:form=clean", "DDS"], prompts=["a red cube"])
+    assert shown(wanted)[0] == OK
+    found = summary(tmp_path)
+    assert [row["label"] for row in found["rows"]] == ["SDS clean"]
+    edits = {row["label"]: row for row in found["edits"]}
+    assert edits.keys() == {"DDS", "source, unchanged"} and found["protocol"]["edits"] == {"a red cube": "a blue cube"}
+    assert edits["DDS"]["evaluations"] == BUDGET and edits["source, unchanged"]["evaluations"] == 0
+    assert edits["source, unchanged"]["colour_error"] > 0 and edits["DDS"].keys() >= COLUMNS
+    assert "| draft | DDS |" in (tmp_path / "summary.md").read_text() and (tmp_path / "edits.webp").is_file()
+    (source,) = (tmp_path / "sources").iterdir()
+    with Image.open(wanted.jobs[1].picture(tmp_path)) as pictures:
+        assert pictures.size == (8 * 128, 3 * 128)  # result, truth, source
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert shown(dataclasses.replace(wanted, folder=moved))[1].count("was there") == 2
+    assert [path.name for path in (moved / "sources").iterdir()] == [source.name]
+
+
 # Usage ----------------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +221,7 @@ def test_defaults_and_full_protocol(tmp_path):
     [
         (["--methods", "NFDS"], "did you mean 'NFSD'"),
         (["--recipes", "drafft"], "did you mean 'draft'"),
-        (["--methods", "DDS"], "needs source"),
+        (["--methods", "DDS:scael=3"], "scale"),
         (["--methods", "SDS:scael=3"], "scale"),
         (["--prompts", "/nowhere/prompts.txt"], "No such file"),
         (["--evaluations", "0"], "must be 1 or more"),

@@ -8,7 +8,7 @@ import torch
 from representations.cameras import Cameras
 from representations.scene import RenderOutput, Scene
 from studio.evaluate import truth
-from studio.evaluate.truth import Likeness, likeness, toy_of
+from studio.evaluate.truth import Likeness, likeness, recoloured, toy_of
 from studio.toybox.views import trace
 from studio.toybox.world import COLOURS, DEFAULT_SECOND, KINDS, SECOND_WORD, Toy
 
@@ -58,6 +58,7 @@ def small(monkeypatch):
     """Fewer and smaller views, which is enough to tell right from wrong."""
     monkeypatch.setattr(truth, "SIZE", 32)
     monkeypatch.setattr(truth, "AZIMUTHS", (0, 90, 180, 270))
+    monkeypatch.setattr(truth, "TURN", 45)
 
 
 CAR = Toy("car", "orange")
@@ -70,7 +71,7 @@ def test_the_truth_itself_is_perfect():
     assert found.quality == pytest.approx(1)
 
 
-@pytest.mark.parametrize("yaw", [45, 120, 345])
+@pytest.mark.parametrize("yaw", [45, 135, 315])
 def test_an_object_that_is_turned_is_found(yaw):
     found = likeness(Traced(CAR, yaw), CAR)
     assert found.yaw == yaw and found.iou > 0.98 and found.colour_error < 0.01
@@ -128,6 +129,13 @@ def test_every_caption_is_understood():
 )
 def test_synonyms_and_missing_articles_are_understood(prompt, toy):
     assert toy_of(prompt) == toy
+
+
+def test_edits_ask_for_another_colour_of_the_same_object():
+    for toy in every_toy():
+        other = recoloured(toy)
+        assert other.first != toy.first and (other.kind, other.second) == (toy.kind, toy.second)
+        assert toy_of(other.caption) == other
 
 
 @pytest.mark.parametrize(

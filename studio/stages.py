@@ -1,0 +1,60 @@
+"""From a request and a loaded prior to the stages that ``optimize`` goes through, in memory alone."""
+
+from dataclasses import dataclass
+
+from guidance.conditioning import Prompts
+from guidance.diffusers_prior import DiffusersPrior
+from representations.scene import Representation
+from studio.edit import Source
+from studio.optimize import Run, Setting, make_optimiser, step_rng, step_seed
+from studio.request import Request
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages of a request have in common."""
+
+    request: Request
+    prior: DiffusersPrior
+    prompts: Prompts
+    source: Source | None
+    before: Representation | None
+    """What ``source`` looked like."""
+
+    @classmethod
+    def of(cls, request: Request, prior: DiffusersPrior, source: Source | None) -> "Stages":
+        """Embed the prompts, and make the object of an edit's source."""
+        view_prompts = request.view_prompts or ("off" if "pose" in prior.takes else "bucketed")
+        prompt = None if source is None else source.request.prompt
+        prompts = Prompts.embed(prior, request.prompt, request.negative, view_prompts, source=prompt)
+        before = None if source is None else source.representation(prior.device)
+        return cls(request, prior, prompts, source, before)
+
+    def setting(self, index: int) -> Setting:
+        """What the steps of a stage read."""
+        request, prior = self.request, self.prior
+        stage, hints = request.stages[index], prior.hints
+        return Setting(stage, prior, self.prompts, hints, request.seed, request.task, self.before)
+
+    def begin(self, index: int, last: Run | None) -> Run:
+        """A stage's run: a new representation, an edit's source, one begun from the stage before, or that one itself.
+
+        Args:
+            index: of the stage.
+            last: the run of the stage before.
+
+        Raises:
+            RunError: an edit whose source is of another shape.
+        """
+        stage, device, seed = self.request.stages[index], self.prior.device, self.request.seed
+        rng, spec = step_rng(seed, index, -1), self.request.representation(index)
+        if index == 0 and self.source is not None:
+            representation: Representation = self.source.begin(spec, device)
+        elif last is None:
+            representation = spec.build(rng, device)
+        elif stage.representation is None:
+            representation = last.representation
+        else:
+            representation = spec.start_from(last.representation.scene().detach(), rng, device)
+        state = stage.guidance.init(self.prior, step_seed(seed, index, -2))
+        return Run(index, 0, representation, make_optimiser(representation), state)
