@@ -34,7 +34,7 @@ _SUITED: tuple[AnyGuidance, ...] = (
     SJC(7.5, **_COMMON),
     VSD(7.5, **_CLEAN),
     ASD(7.5, **_CLEAN),
-    CDS(7.5, goal=Schedule(0.8, 0.1), weighting="snr_sqrt", controls=_BOUNDED),
+    CDS(7.5, goal=Schedule(0.8, 0.1), weighting="uniform", controls=_BOUNDED),
     ISM(7.5, base="null", t_max=_HIGH, controls=dataclasses.replace(_BOUNDED, shared_t=True)),
     # No guidance weight of its own: the factor stands in for it.
     CSD(Schedule(0.0), weighting="snr_sqrt", t_min=_LOW, t_max=_HIGH, controls=Controls(loss_weight=5.0)),
