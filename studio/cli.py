@@ -30,7 +30,8 @@ EXAMPLES = """\
   4. All knobs of a recipe:                          studio generate "a mug" --recipe draft --help
   5. After Ctrl-C or a crash:                        studio resume runs/a-green-table
   6. Another colour for what is there:               studio edit runs/a-green-table "a red table"
-  7. Whom to cite for it:                            studio cite runs/a-green-table"""
+  7. Whom to cite for it:                            studio cite runs/a-green-table
+  8. Which method is best, and at what cost:         studio evaluate --methods SDS VSD ISM"""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

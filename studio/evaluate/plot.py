@@ -81,9 +81,9 @@ class _Axes:
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
 
     @property
-    def ticks(self) -> list[float]:
-        """Halves, quarters, ... of the whole."""
-        return [self.high / 2**k for k in range(12) if self.high / 2**k >= self.low * 0.999]
+    def ticks(self) -> list[int]:
+        """1, 2, 5, 10, 20, ... as far as they lie on the picture."""
+        return [n * 10**k for k in range(9) for n in (1, 2, 5) if self.low <= n * 10**k <= self.high * 1.001]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Canvas:
         for tick in axes.ticks:
             x, bottom = axes.at(tick, axes.floor)
             self.line([(x, bottom), (x, bottom + 5)], _FAINT, width=1)
-            self.text(x, bottom + 10, f"{tick:,.0f}", 13, _FAINT, centred=True)
+            self.text(x, bottom + 10, f"{tick:,}", 13, _FAINT, centred=True)
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         self.text(middle, _HEIGHT - 30, "evaluations of the prior spent", 14, _FAINT, centred=True)
 
