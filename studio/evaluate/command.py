@@ -190,7 +190,7 @@ def _words(record: Record, was_there: bool, left: str) -> str:
 def _write(plan: Plan, device: torch.device, records: Sequence[Record], pictures: bool) -> None:
     edits = edit_rows([record for record in records if record["source"] is not None])
     found = rows([record for record in records if record["source"] is None])
-    write_summary(plan.folder, _about(plan, device), found, edits)
+    write_summary(plan.folder, _about(plan, device, records), found, edits)
     if not pictures:
         return
     lines = [Line(row["label"], [(p["evaluations"], p["quality"]) for p in row["curve"]]) for row in found]
@@ -220,11 +220,13 @@ def _sheet_rows(plan: Plan, found: Sequence[dict[str, Any]]) -> list[SheetRow]:
     return shown
 
 
-def _about(plan: Plan, device: torch.device) -> dict[str, Any]:
+def _about(plan: Plan, device: torch.device, records: Sequence[Record]) -> dict[str, Any]:
     protocol = {
         "prompts": list(plan.prompts),
         "edits": plan.edits,
         "seeds": list(plan.seeds),
         "evaluations": plan.evaluations,
     }
-    return {"protocol": protocol, "machine": machine(device), "versions": versions()}
+    threads = sorted({record["threads"] for record in records})  # of the runs, which may be older than this process
+    counted = {"threads": threads[0] if len(threads) == 1 else threads}
+    return {"protocol": protocol, "machine": machine(device) | counted, "versions": versions()}

@@ -128,10 +128,12 @@ def _explained(about: dict[str, Any]) -> str:
     protocol, machine = about["protocol"], about["machine"]
     prompts = ", ".join(f'"{prompt}"' for prompt in protocol["prompts"])
     seeds = ", ".join(map(str, protocol["seeds"]))
+    threads = machine["threads"]
+    counted = " or ".join(map(str, threads)) if isinstance(threads, list) else threads
     return (
         f"Means ± standard deviation over runs: prompts {prompts}; seeds {seeds}. "
         f"Methods had {protocol['evaluations']:,} evaluations of the prior each: one is a forward pass of a step's "
         "views with all its branches, and those of inversion and of critics count. Quality is IoU x (1 - colour "
         "error), against the true object, best over turns about the vertical. "
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}."
+        f"{machine['device']}, {counted} threads, torch {machine['torch']}, {machine['date']}."
     )

@@ -87,6 +87,7 @@ def test_the_summary_has_every_column(whole):
         assert row["spread"]["quality"] is not None
     qualities = [row["quality"] for row in found["rows"]]
     assert qualities == sorted(qualities, reverse=True)
+    assert found["machine"]["threads"] == torch.get_num_threads()
     assert found["protocol"]["prompts"] == ["a red cube", "a blue mug"] and "torch" in found["versions"]
 
 
