@@ -15,15 +15,17 @@ BIN := .venv/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo gallery bench test lint clean distclean
+.PHONY: help install demo ui gallery bench test soak lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [PROMPT=\"...\"]   a first object: sets up .venv, writes a GLB under runs/"
+	@echo "make ui                    the app in a browser, at http://127.0.0.1:7860"
 	@echo "make gallery               the ten prompts of assets/prompts, one sheet of results in runs/gallery"
 	@echo "make bench                 the kernels' times here, next to plain torch; runs/bench.json"
 	@echo "make install               .venv with everything for development"
 	@echo "make test                  formatting, imports, types and tests"
+	@echo "make soak                  the long tests of reliability: kills, hundreds of jobs, many clients; about an hour"
 	@echo "make lint                  the same without the tests"
 	@echo "make clean                 remove builds and caches; distclean: .venv too; runs/ always stays"
 	@echo "Variables: PYTHON, CONSTRAINTS (empty to choose versions yourself), PIP_ARGS"
@@ -64,6 +66,9 @@ demo: export DREAMKILN_PROMPT := $(value PROMPT)
 demo: .venv/runtime.stamp
 	@$(BIN)/studio generate "$$DREAMKILN_PROMPT"
 
+ui: .venv/runtime.stamp
+	$(BIN)/studio ui
+
 # The fixed list of prompts, one after the other, and a sheet of what came out; about ten minutes on two cores.
 gallery: .venv/runtime.stamp
 	$(BIN)/python -m studio.gallery draft
@@ -84,6 +89,9 @@ lint: .venv/dev.stamp
 # Threads that wait do not spin: on a busy machine the tests would take ten times as long.
 test: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+
+soak: .venv/dev.stamp
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m soak --timeout 3600 -s
 
 clean:
 	rm -rf build dist .venv/*.stamp .pytest_cache .ruff_cache .import_linter_cache .hypothesis

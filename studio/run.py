@@ -5,6 +5,7 @@ runs/<name>/  request.json  events.jsonl  checkpoints/  previews/  result.glb  r
               debug/ (on request)  particles/1/ ... (of more than one particle)
 """
 
+import functools
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,16 @@ def never() -> bool:
     return False
 
 
+@functools.lru_cache(maxsize=1)
+def loaded_prior(name: str, device: torch.device) -> DiffusersPrior:
+    """The prior of a name or folder. The last one stays in memory for the process's next run.
+
+    Raises:
+        UnknownPrior, MissingAsset, ValueError: it cannot be loaded; in words.
+    """
+    return DiffusersPrior.load(resolve_prior(name), device)
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is a GPU if there is one.
 
@@ -77,7 +88,7 @@ def run_request(
     check_source(request)
     chosen = choose_device(device)
     with RunFolder.create(folder, request) as home:
-        yield from _recorded(_work(request, home, chosen, stop), home)
+        yield from work_in(home, request, chosen, stop)
 
 
 def resume_run(folder: Path, device: str = "auto", stop: Stop = never) -> Generator[Event, None, None]:
@@ -91,7 +102,7 @@ def resume_run(folder: Path, device: str = "auto", stop: Stop = never) -> Genera
     refuse_wrong(request)
     chosen = choose_device(device)
     with RunFolder.open(folder) as home:
-        yield from _recorded(_work(request, home, chosen, stop), home)
+        yield from work_in(home, request, chosen, stop)
 
 
 def refuse_wrong(request: Request) -> None:
@@ -103,6 +114,15 @@ def refuse_wrong(request: Request) -> None:
     errors = [problem.text for problem in check(request) if problem.severity == "error"]
     if errors:
         raise RunError("\n".join(errors))
+
+
+def work_in(home: RunFolder, request: Request, device: torch.device, stop: Stop) -> Iterator[Event]:
+    """Do, or go on with, the run in a folder that the caller holds, saying what happens.
+
+    Raises:
+        RunError: the run failed; ``Failed`` was said before.
+    """
+    yield from _recorded(_work(request, home, device, stop), home)
 
 
 def _recorded(events: Iterator[Event], home: RunFolder) -> Iterator[Event]:
@@ -134,7 +154,7 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     began = time.perf_counter()
     yield from (Warned(p.text) for p in check(request) if p.severity == "warning")
     yield Working("loading the prior")
-    prior = DiffusersPrior.load(resolve_prior(request.prior), device)
+    prior = loaded_prior(request.prior, device)
     refuse_cut_prompt(prior, request.prompt)
     source = None if request.task is None else own_source(home.path, request.task, device)
     stages = Stages.of(request, prior, source)

@@ -1,7 +1,6 @@
 """All runs of a comparison, each kept in files of its own, so that what is there is not made again."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 
-from guidance.diffusers_prior import DiffusersPrior
 from studio.checkpoints import write_atomically
 from studio.codec import encode
 from studio.evaluate.contenders import Contender
@@ -20,8 +18,8 @@ from studio.evaluate.trial import Measured, measure, strip, true_strip
 from studio.evaluate.truth import Likeness, likeness, recoloured, toy_of
 from studio.export.pictures import save_png
 from studio.folder import slug
-from studio.paths import resolve_prior
 from studio.request import Request
+from studio.run import loaded_prior
 
 _FORMAT = 1
 """Counted up when figures of before can no longer be compared with those of now."""
@@ -167,7 +165,7 @@ def _requested(job: Job, folder: Path, device: torch.device) -> Generator[Advanc
 
 def _done(job: Job, request: Request, folder: Path, device: torch.device) -> Generator[Advanced, None, Record]:
     """One run; returns what it adds to its record."""
-    prior, toy = _loaded(request.prior, device), toy_of(job.prompt)
+    prior, toy = loaded_prior(request.prior, device), toy_of(job.prompt)
     stages = request.stages if job.budget is None else tuple(within(stage, job.budget) for stage in request.stages)
     request, found = dataclasses.replace(request, stages=stages), Measured()
     for found in measure(request, prior, toy, sum(map(evaluations_of, stages)), job.budget):
@@ -202,8 +200,3 @@ def as_record(found: Measured) -> Record:
         "curve": curve,
         "error": None if end["solid"] else EMPTY,
     }
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(name: str, device: torch.device) -> DiffusersPrior:
-    return DiffusersPrior.load(resolve_prior(name), device)
