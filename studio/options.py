@@ -10,6 +10,7 @@ import tyro
 from guidance.methods import AnyGuidance
 from representations.kinds import AnyRepresentation
 from studio.codec import members, nearest
+from studio.places import with_whole_values
 from studio.recipes import RECIPES
 from studio.request import Request
 from studio.tuning import is_bundled, suited, wishes
@@ -20,6 +21,8 @@ class Generate:
     """Make a textured GLB from a prompt.
 
     Every knob of the recipe can be set too, e.g. --stages.0.guidance.scale 20; name a recipe and --help to see them.
+    One stage's method or representation is set by name (--stages.1.guidance VSD), a schedule as text
+    (--stages.0.guidance.t-max "0.98 -> 0.5 until 0.8").
     """
 
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
@@ -153,7 +156,12 @@ def _with_steps(stages: tuple[Any, ...], steps: int) -> tuple[Any, ...]:
 
 
 def with_knobs(request: Request, knobs: list[str], prog: str = "studio generate PROMPT") -> Request:
-    """The request with every knob that ``knobs`` sets; leaves with tyro's own words if one does not exist or fit."""
+    """The request with every knob that ``knobs`` sets; leaves with tyro's own words if one does not exist or fit.
+
+    Raises:
+        ValueError: a class or a schedule that is set whole, and does not fit.
+    """
+    request, knobs = with_whole_values(request, knobs)
     if not knobs:
         return request
     return tyro.cli(

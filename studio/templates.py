@@ -112,8 +112,11 @@ def _closed(brace: _Open) -> list[Any]:
 def _joined(parts: list[Any]) -> tuple[Any, ...]:
     """The same with neighbouring characters as one text."""
     joined: list[Any] = []
-    for literal, run in itertools.groupby(parts, lambda part: isinstance(part, str)):
-        joined += ["".join(run)] if literal else run
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
     return tuple(joined)
 
 

@@ -1,0 +1,1 @@
+"""The app: a page that submits jobs, shows what becomes of them and never owns one."""
