@@ -110,7 +110,7 @@ def build_request(options: Generate, knobs: list[str]) -> Request:
             for s in stages
         )
     if options.steps is not None:
-        stages = _with_steps(stages, options.steps)
+        stages = with_steps(stages, options.steps)
     return with_knobs(dataclasses.replace(request, stages=stages, **_given(options)), knobs)
 
 
@@ -126,7 +126,7 @@ def build_edit(options: Edit, knobs: list[str]) -> Request:
 
     method = _member("method", options.method, AnyGuidance)
     request = edit(options.run, options.prompt, method, options.keep, options.prior)
-    stages = request.stages if options.steps is None else _with_steps(request.stages, options.steps)
+    stages = request.stages if options.steps is None else with_steps(request.stages, options.steps)
     request = dataclasses.replace(request, stages=stages, **_given(options))
     request = with_knobs(request, knobs, "studio edit RUN PROMPT")
     check_source(request)
@@ -146,7 +146,12 @@ def _with_method(stages: tuple[Any, ...], name: str, prior: str) -> tuple[Any, .
     return tuple(s if isinstance(s.guidance, method) else dataclasses.replace(s, guidance=knobs) for s in stages)
 
 
-def _with_steps(stages: tuple[Any, ...], steps: int) -> tuple[Any, ...]:
+def with_steps(stages: tuple[Any, ...], steps: int) -> tuple[Any, ...]:
+    """The stages with ``steps`` among them, shared as they shared theirs.
+
+    Raises:
+        UsageError: fewer steps than stages.
+    """
     total = sum(stage.steps for stage in stages)
     if steps < len(stages):
         raise UsageError(f"--steps must be {len(stages)} or more, one for each stage, not {steps}")
