@@ -50,7 +50,8 @@ _SUITED: tuple[AnyGuidance, ...] = (
     JSD(7.5, **_CLEAN),
     FVSD(7.5, **_CRITIC),
     DDS(7.5, weighting="snr_sqrt", controls=Controls(clamp=1.0)),
-    PDS(7.5, controls=Controls(clamp=1.0)),
+    # Under the published pair the identity term is as strong as the change at low t, and a colour rests half way.
+    PDS(7.5, identity=0.1, change=1.0, controls=Controls(clamp=1.0)),
 )
 
 
