@@ -16,6 +16,7 @@ VERBS: dict[str, str] = {
     "generate": "Make a textured GLB from a prompt",
     "edit": "Change a finished run's object by another prompt",
     "resume": "Go on with a run that was stopped or killed",
+    "export": "Write a finished run's object as GLB, OBJ, STL, PLY or gaussians, at any size",
     "cite": "Print BibTeX of what a run used",
     "evaluate": "Compare methods or recipes with the known truth of their prompts",
     "bench": "Time the kernels here, next to their plain-torch forms",
@@ -77,6 +78,8 @@ def _function(verb: str) -> Callable[[list[str]], int]:
         from studio.verbs import generate as function
     elif verb == "edit":
         from studio.verbs import edit as function
+    elif verb == "export":
+        from studio.export.command import export as function
     elif verb == "cite":
         from studio.verbs import cite as function
     elif verb == "resume":

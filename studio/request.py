@@ -161,18 +161,25 @@ def _check_numbers(request: Request) -> list[Problem]:
         }
         wrong += [text for text, holds in checks.items() if not holds]
         wrong += _lacking(stage, request.task)
-    export = request.export
+    wrong += export_problems(request.export)
     checks = {
-        f"export.faces must be 12 or more, not {export.faces}": export.faces >= 12,
-        f"export.texture must be between 16 and 8192, not {export.texture}": 16 <= export.texture <= 8192,
-        f"export.grid must be between 8 and 512, not {export.grid}": 8 <= export.grid <= 512,
-        f"export.picture must be 16 or more, not {export.picture}": export.picture >= 16,
         f"checkpoint_every must be 1 or more, not {request.checkpoint_every}": request.checkpoint_every >= 1,
         f"preview_every must be 0 or more, not {request.preview_every}": request.preview_every >= 0,
         f"debug_every must be 0 or more, not {request.debug_every}": request.debug_every >= 0,
     }
     wrong += [text for text, holds in checks.items() if not holds]
     return [Problem("error", f"{text}.") for text in wrong]
+
+
+def export_problems(export: Export) -> list[str]:
+    """What is wrong with the numbers of an export, in words without a full stop."""
+    checks = {
+        f"export.faces must be 12 or more, not {export.faces}": export.faces >= 12,
+        f"export.texture must be between 16 and 8192, not {export.texture}": 16 <= export.texture <= 8192,
+        f"export.grid must be between 8 and 512, not {export.grid}": 8 <= export.grid <= 512,
+        f"export.picture must be 16 or more, not {export.picture}": export.picture >= 16,
+    }
+    return [text for text, holds in checks.items() if not holds]
 
 
 def _lacking(stage: Stage, task: Edit | None) -> list[str]:

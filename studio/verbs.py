@@ -94,7 +94,7 @@ def generate(arguments: list[str]) -> int:
     try:
         request = build_request(options, knobs)
     except (UsageError, ValueError) as problem:
-        return _complain(str(problem), BAD_USAGE)
+        return complain(str(problem), BAD_USAGE)
     return _start(request, options)
 
 
@@ -104,7 +104,7 @@ def edit(arguments: list[str]) -> int:
     try:
         request = build_edit(options, knobs)
     except (UsageError, RunError, ValueError) as problem:
-        return _complain(str(problem), BAD_USAGE)
+        return complain(str(problem), BAD_USAGE)
     return _start(request, options)
 
 
@@ -112,7 +112,7 @@ def _start(request: Request, options: Generate | Edit) -> int:
     """Run a request that was just made, unless there are objections to it."""
     errors = [p.text for p in check(request) if p.severity == "error"]
     if errors:
-        return _complain("\n".join(errors), BAD_USAGE)
+        return complain("\n".join(errors), BAD_USAGE)
     folder = options.out or free_name(Path("runs"), request.prompt)
     from studio.run import run_request
 
@@ -127,7 +127,7 @@ def cite(arguments: list[str]) -> int:
     try:
         sys.stdout.write(bibliography(read_request(options.run)))
     except (RunError, OSError) as problem:
-        return _complain(_in_words(problem) if isinstance(problem, OSError) else str(problem), BAD_USAGE)
+        return complain(in_words(problem) if isinstance(problem, OSError) else str(problem), BAD_USAGE)
     return OK
 
 
@@ -148,9 +148,9 @@ def bench(arguments: list[str]) -> int:
     try:
         return show(choose_device(options.device), options.only, options.quick, options.json)
     except RunError as problem:
-        return _complain(str(problem), BAD_USAGE)
+        return complain(str(problem), BAD_USAGE)
     except OSError as problem:
-        return _complain(_in_words(problem), FAILED)
+        return complain(in_words(problem), FAILED)
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -164,11 +164,11 @@ def evaluate(arguments: list[str]) -> int:
         plan = make_plan(o.methods, o.recipes, o.prompts, o.seeds, o.evaluations, o.full, o.out)
         device = choose_device(options.device)
     except (UsageError, RunError, ValueError) as problem:
-        return _complain(str(problem), BAD_USAGE)
+        return complain(str(problem), BAD_USAGE)
     try:
         return show(plan, device)
     except OSError as problem:
-        return _complain(_in_words(problem), FAILED)
+        return complain(in_words(problem), FAILED)
 
 
 def doctor(arguments: list[str]) -> int:
@@ -219,14 +219,15 @@ def _follow(events: Any, as_json: bool) -> int:
         stream: Iterator[Event] = events(lambda: bool(asked))
         return (show_json if as_json else show)(stream)
     except RunError as problem:
-        return _complain(str(problem), FAILED)
+        return complain(str(problem), FAILED)
     except OSError as problem:
-        return _complain(_in_words(problem), FAILED)
+        return complain(in_words(problem), FAILED)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _in_words(problem: OSError) -> str:
+def in_words(problem: OSError) -> str:
+    """What went wrong with a file, for people."""
     if isinstance(problem, PermissionError):
         return f"No right to write {problem.filename}; choose another folder with --out."
     if problem.errno is None or isinstance(problem, FileExistsError | BlockingIOError):
@@ -234,6 +235,7 @@ def _in_words(problem: OSError) -> str:
     return f"{problem.strerror}: {problem.filename}" if problem.filename else str(problem)
 
 
-def _complain(text: str, status: int) -> int:
+def complain(text: str, status: int) -> int:
+    """Say what is wrong; returns the exit status that says so too."""
     sys.stderr.write(text + "\n")
     return status

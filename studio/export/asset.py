@@ -16,6 +16,7 @@ from torch import Tensor
 from representations.cameras import Cameras, orbit
 from representations.scene import Mesh, RenderOutput, Scene
 from representations.splat_scene import SplatScene
+from representations.textured_mesh import TexturedMesh
 from studio.checkpoints import write_atomically
 from studio.export.bake import Baked, bake
 from studio.export.cleanup import clean, is_watertight
@@ -60,24 +61,27 @@ class AssetReport:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A scene as a textured mesh, with what is known about the way there."""
+class Asset:
+    """A scene as a textured mesh, and the way there: what the formats of meshes are made of."""
 
-    baked: Baked
     surface: Mesh
+    """Welded: one vertex for each position."""
     unwrapped: Unwrapped
+    """The same faces, in the same order, over vertices that are split along seams."""
+    baked: Baked
+
+    @property
+    def mesh(self) -> TexturedMesh:
+        """The unwrapped surface under its texture."""
+        return self.baked.mesh
 
 
-def textured(
-    scene: Scene, *, faces: int, texture: int, grid: int, unwrap_timeout: float = 60.0, smoothing: int = 0
-) -> Generator[str, None, Finished]:
-    """Make a textured mesh of a scene; yields the name of each phase as it begins.
+def surfaced(scene: Scene, *, faces: int, grid: int, smoothing: int = 0) -> Generator[str, None, Mesh]:
+    """The clean surface of a scene; yields the name of each phase as it begins.
 
     Args:
         faces: the most triangles, about.
-        texture: texels a side.
         grid: cells a side of the bounding cube for surface extraction.
-        unwrap_timeout: seconds for xatlas before a projection takes its place.
         smoothing: rounds of Taubin smoothing.
 
     Raises:
@@ -87,11 +91,27 @@ def textured(
     with torch.no_grad():
         raw = scene.to_mesh(grid)
     yield "clean"
-    surface = clean(raw, faces, smoothing)
+    return clean(raw, faces, smoothing)
+
+
+def textured(
+    scene: Scene, *, faces: int, texture: int, grid: int, unwrap_timeout: float = 60.0, smoothing: int = 0
+) -> Generator[str, None, Asset]:
+    """Make a textured mesh of a scene; yields the name of each phase as it begins.
+
+    Args:
+        faces, grid, smoothing: as for ``surfaced``.
+        texture: texels a side.
+        unwrap_timeout: seconds for xatlas before a projection takes its place.
+
+    Raises:
+        EmptySceneError: nothing solid; the message has the numbers.
+    """
+    surface = yield from surfaced(scene, faces=faces, grid=grid, smoothing=smoothing)
     yield "unwrap"
     unwrapped = unwrap(surface, texture, unwrap_timeout)
     yield "bake"
-    return Finished(bake(scene, unwrapped, texture), surface, unwrapped)
+    return Asset(surface, unwrapped, bake(scene, unwrapped, texture))
 
 
 def export_asset(
@@ -140,8 +160,8 @@ def export_asset(
     phases = textured(
         scene, faces=faces, texture=texture, grid=grid, unwrap_timeout=unwrap_timeout, smoothing=smoothing
     )
-    finished = yield from clock.timed(phases)
-    mesh = finished.baked.mesh
+    made = yield from clock.timed(phases)
+    mesh = made.mesh
     path = folder / "result.glb"
 
     yield clock.start("write")
@@ -165,13 +185,13 @@ def export_asset(
     clock.stop()
 
     return AssetReport(
-        faces=len(finished.surface.faces),
-        vertices=len(finished.surface.vertices),
-        watertight=is_watertight(finished.surface),
+        faces=len(made.surface.faces),
+        vertices=len(made.surface.vertices),
+        watertight=is_watertight(made.surface),
         texture_size=texture,
-        uv_fill=round(finished.baked.uv_fill, 4),
-        unwrap=finished.unwrapped.method,
-        unwrap_reason=finished.unwrapped.reason,
+        uv_fill=round(made.baked.uv_fill, 4),
+        unwrap=made.unwrapped.method,
+        unwrap_reason=made.unwrapped.reason,
         validator=validator,
         seconds=clock.seconds,
         render_to_asset_psnr=round(psnr(shown, exported), 3),
@@ -208,7 +228,7 @@ class _Clock:
             self.seconds[self._phase] = round(time.perf_counter() - self._since, 3)
         self._phase = None
 
-    def timed(self, phases: Generator[str, None, Finished]) -> Generator[str, None, Finished]:
+    def timed(self, phases: Generator[str, None, Asset]) -> Generator[str, None, Asset]:
         while True:
             try:
                 phase = next(phases)

@@ -34,7 +34,7 @@ def glb_bytes(mesh: TexturedMesh, settings: dict[str, Any]) -> bytes:
     """
     from trimesh.exchange.gltf import export_glb
 
-    _require_valid(mesh)
+    require_valid(mesh)
     try:
         json.dumps(settings, allow_nan=False)
     except TypeError as problem:
@@ -121,7 +121,12 @@ def _base_colour(mesh):
     return getattr(material, "baseColorTexture", None) if material is not None else None
 
 
-def _require_valid(mesh: TexturedMesh) -> None:
+def require_valid(mesh: TexturedMesh) -> None:
+    """Refuse what no format of meshes should hold.
+
+    Raises:
+        ValueError: no faces, values that are not finite, or uv outside [0, 1].
+    """
     if not len(mesh.faces):
         raise ValueError("a mesh without faces is no asset")
     for name in ("vertices", "uv", "texture"):
