@@ -91,6 +91,9 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     for name in given:
         if name not in known:
             raise ValueError(f"{where}: no {name!r}; {nearest(name, known)}")
+    for f in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        if f.name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: {f.name!r} is missing")
     return kind(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in given.items()})
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 BUNDLED_PRIOR = "toybox-64"
 """Name of the prior that ships with the studio."""
 
-_NAMES = {BUNDLED_PRIOR: BUNDLED_PRIOR, "toybox": BUNDLED_PRIOR}
+BUNDLED_NAMES = {BUNDLED_PRIOR: BUNDLED_PRIOR, "toybox": BUNDLED_PRIOR}
+"""All names of bundled priors, and what they stand for."""
+
 _NETWORKS = ("unet", "transformer")  # what diffusers calls the network of a pipeline
 
 
@@ -58,14 +60,14 @@ def resolve_prior(name_or_path: str | Path) -> Path:
     if folder.is_dir() and holds_prior(folder):
         return folder.resolve()
     name = str(name_or_path)
-    if name in _NAMES:
+    if name in BUNDLED_NAMES:
         return bundled_prior()
     if folder.is_dir():
         raise UnknownPrior(
             f"{folder} holds no prior: expected diffusers' layout, that is model_index.json or a folder "
             + " or ".join(_NETWORKS)
         )
-    near = difflib.get_close_matches(name, _NAMES, n=1)
+    near = difflib.get_close_matches(name, BUNDLED_NAMES, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
     raise UnknownPrior(
         f"no prior {name!r}{guess} Bundled is {BUNDLED_PRIOR!r}; any other is a folder in diffusers' layout, given by "
