@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from guidance.contract import Condition, Prior
+from guidance.contract import Condition, Draw, Prior
 from guidance.controls import Controls
+from guidance.noising import add_noise
 
 Branch = Literal["text", "plain", "null", "negative", "source"]
 
@@ -143,3 +144,28 @@ def guided(
     """``eps_cfg`` of the prompt against the null prompt, bounded as ``controls`` say."""
     conditional, null = predict_branches(prior, noisy, t, condition, repel=repel)
     return controls.bounded(prior, noisy, t, combine(conditional, null, scale), conditional)
+
+
+def guided_edit(
+    prior: Prior,
+    latents: Float[Tensor, "b c i j"],
+    condition: Condition,
+    draw: Draw,
+    scale: Float[Tensor, "b 1 1 1"],
+    controls: Controls,
+) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
+    """(z_t, ``eps_cfg`` of an edited picture, ``eps_cfg`` of its source under the source's prompt), same t and n."""
+    assert condition.source_latents is not None, "an edit has the latents of its source"
+    t = draw.timesteps
+    noisy, source = (add_noise(prior, clean, draw.noise, t) for clean in (latents, condition.source_latents))
+    text, null, text_source, null_source = predict(
+        prior,
+        condition,
+        Ask(noisy, t, "text"),
+        Ask(noisy, t, "null"),
+        Ask(source, t, "source"),
+        Ask(source, t, "null"),
+    )
+    eps = controls.bounded(prior, noisy, t, combine(text, null, scale), text)
+    reference = controls.bounded(prior, source, t, combine(text_source, null_source, scale), text_source)
+    return noisy, eps, reference

@@ -6,11 +6,11 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from guidance.classifier_free import Ask, combine, predict
+from guidance.classifier_free import guided_edit
 from guidance.contract import Condition, Draw, Prior, Stateless
 from guidance.controls import Controls
 from guidance.losses import distil, nothing_learnt, stateless
-from guidance.noising import Weighting, add_noise, weighted
+from guidance.noising import Weighting, weighted
 from guidance.schedules import Schedule
 
 
@@ -49,19 +49,6 @@ class DDS:
     ) -> Float[Tensor, "b c i j"]:
         """The update direction for ``latents``."""
         t, scale = draw.timesteps, self.controls.scale(self.scale, progress, draw)
-        assert condition.source_latents is not None, "an edit has the latents of its source"
-        noisy = add_noise(prior, latents, draw.noise, t)
-        source = add_noise(prior, condition.source_latents, draw.noise, t)
-        conditional, null, conditional_source, null_source = predict(
-            prior,
-            condition,
-            Ask(noisy, t, "text"),
-            Ask(noisy, t, "null"),
-            Ask(source, t, "source"),
-            Ask(source, t, "null"),
-        )
-        eps = self.controls.bounded(prior, noisy, t, combine(conditional, null, scale), conditional)
-        reference = combine(conditional_source, null_source, scale)
-        reference = self.controls.bounded(prior, source, t, reference, conditional_source)
+        noisy, eps, reference = guided_edit(prior, latents, condition, draw, scale, self.controls)
         gradient = weighted(prior, latents, noisy, t, eps, reference, self.weighting, self.controls.group)
         return self.controls.finish(gradient, condition, progress)

@@ -14,7 +14,7 @@ from guidance import SDS
 from guidance.camera_features import camera_features
 from guidance.conditioning import Prompts
 from guidance.contract import Condition, Prior, Views
-from guidance.diffusers_prior import DiffusersPrior, best_dtype
+from guidance.diffusers_prior import DiffusersPrior
 from guidance.noising import noise_estimate, noise_from_v
 from guidance.prior_folder import MissingPriorError, save_prior
 from guidance.sampling import sample
@@ -209,14 +209,6 @@ def test_a_folder_of_sixteen_bit_variants_alone_is_read(diffusion_folder: Path, 
         weights = folder / component / f"{stem}.safetensors"
         weights.rename(weights.with_name(f"{stem}.fp16.safetensors"))
     assert DiffusersPrior.load(folder, CPU).channels == 4
-
-
-@pytest.mark.parametrize(
-    ("device", "matrices", "dtype"), [("cuda:1", False, "b"), ("cpu", True, "b"), ("cpu", False, "f")]
-)
-def test_the_best_type_is_that_of_the_hardware(device: str, matrices: bool, dtype: str, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrices)
-    assert best_dtype(device) == best_dtype(torch.device(device)) == {"b": torch.bfloat16, "f": torch.float32}[dtype]
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
