@@ -1,0 +1,182 @@
+"""Who works on what: a job is its worker's for as long as the worker holds the lock on the run's folder.
+
+The store only repeats it for readers. So a running job whose folder nobody holds lost its worker, and is taken over by
+whoever comes next; and two workers can never be at one job, whatever the store says.
+"""
+
+import contextlib
+import sqlite3
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from studio.checkpoints import write_atomically
+from studio.folder import RunFolder
+from studio.jobs.database import Database
+from studio.jobs.folders import Card, Held, change_card, ended, make_folder, read_card, steps_saved
+from studio.jobs.job import Job
+from studio.jobs.rows import change, find, job_of, last_position, request_of
+
+DEATHS = 10
+"""Workers that may die at the same checkpoint of a job until it is given up."""
+_LOOK_AHEAD = 64
+"""Queued jobs that are tried in turn; the first is free unless someone works in its folder by other means."""
+
+
+def card_of(job: Job, held: Held | None = None) -> Card:
+    """What a job's folder says of it."""
+    return Card(job.id, job.priority, job.position, job.batch, job.created, job.limit, job.timeout, held)
+
+
+@dataclass
+class Claim:
+    """A job whose folder this process holds; leaving it as a context manager lets go, after one of the endings."""
+
+    job: Job
+    home: RunFolder
+    database: Database
+
+    def __enter__(self) -> "Claim":
+        """The claim."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the folder."""
+        self.home.__exit__(kind, error, trace)
+
+    def done(self) -> None:
+        """The result is there."""
+        with self.database.write() as db:
+            change(db, self.job.id, state="done", wish="", worker="", error="", ended=time.time())
+
+    def rests(self, state: Held) -> None:
+        """It was asked to pause, or is given up; what it made so far stays."""
+        change_card(self.job.folder, held=state)
+        at = None if state == "paused" else time.time()
+        with self.database.write() as db:
+            change(db, self.job.id, state=state, wish="", worker="", ended=at)
+
+    def left(self) -> None:
+        """The worker goes; another takes it, where this one was."""
+        with self.database.write() as db:
+            change(db, self.job.id, state="queued", worker="", started=None)
+
+    def failed(self, words: str, problem: BaseException | None = None, for_good: bool = False) -> None:
+        """An attempt failed: it is queued again behind others, or, after the last attempt, stays failed."""
+        text = "".join(traceback.format_exception(problem)) if problem is not None else words + "\n"
+        with contextlib.suppress(OSError):  # a full disk must not hide why
+            write_atomically(self.job.folder / "error.txt", text.encode("utf-8", "replace"))
+        with self.database.write() as db:
+            attempts = find(db, self.home.path.parent, self.job.id).attempts + 1
+            if for_good or attempts >= self.job.limit:
+                change_card(self.job.folder, held="failed")
+                state, at, place = "failed", time.time(), self.job.position
+            else:
+                state, at, place = "queued", None, last_position(db) + 1
+            values = {"state": state, "ended": at, "position": place, "attempts": attempts}
+            change(db, self.job.id, **values, wish="", worker="", error=words)
+
+
+def claim_next(database: Database, home: Path, worker: str) -> Claim | None:
+    """Take the next job: one that lost its worker, else the first of the queue, unless that is held.
+
+    Raises:
+        OSError: its folder cannot be made or held.
+    """
+    for job in _candidates(database, home):
+        claim = _hold(database, home, job)
+        if claim is not None:
+            if _take(claim, worker):
+                return claim
+            claim.home.__exit__(None, None, None)
+    return None
+
+
+def _candidates(database: Database, home: Path) -> Iterator[Job]:
+    db = database.read()
+    for row in db.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY priority DESC, position").fetchall():
+        yield job_of(row, home)
+    if not _queue_held(db):
+        query = "SELECT * FROM jobs WHERE state = 'queued' ORDER BY priority DESC, position LIMIT ?"
+        for row in db.execute(query, (_LOOK_AHEAD,)).fetchall():
+            yield job_of(row, home)
+
+
+def _queue_held(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM notes WHERE key = 'held'").fetchone() is not None
+
+
+def _hold(database: Database, home: Path, job: Job) -> Claim | None:
+    """Lock the job's folder, which is made if it is missing; None if another process has it, or it cannot be made."""
+    try:
+        name = place(database.read(), home, job)
+    except ValueError as problem:  # settings of another version
+        with database.write() as db:
+            change(db, job.id, state="failed", error=str(problem), worker="", ended=time.time())
+        return None
+    if name != job.folder.name:
+        with database.write() as db:
+            change(db, job.id, name=name)
+    folder = RunFolder.open(home / name)
+    try:
+        return Claim(replace(job, folder=home / name), folder.__enter__(), database)
+    except BlockingIOError:
+        return None
+
+
+def place(db: sqlite3.Connection, home: Path, job: Job) -> str:
+    """Make the job's folder, unless it is there; returns its name, another than planned if that was taken meanwhile.
+
+    Raises:
+        ValueError: the job's settings cannot be read.
+        OSError: it cannot be made.
+    """
+    name = job.folder.name
+    for known in (name, f"{name}-{job.id}"):
+        if (card := read_card(home / known)) is not None and card.id == job.id:
+            return known
+    return make_folder(home, (name, f"{name}-{job.id}"), request_of(db, job), card_of(job))
+
+
+def _take(claim: Claim, worker: str) -> bool:
+    """Write down who works on a job whose folder is held; False if there is no work to be done on it."""
+    folder, home = claim.job.folder, claim.job.folder.parent
+    with claim.database.write() as db:
+        row = db.execute("SELECT * FROM jobs WHERE id = ?", (claim.job.id,)).fetchone()
+        if row is None or row["state"] not in ("queued", "running"):
+            return False  # somebody asked for something else a moment ago
+        values, held = _start(row, folder, worker, _queue_held(db))
+        if held is not None:
+            change_card(folder, held=held)
+        change(db, claim.job.id, **values)
+        claim.job = find(db, home, claim.job.id)
+    return claim.job.state == "running"
+
+
+def _start(row: sqlite3.Row, folder: Path, worker: str, queue_held: bool) -> tuple[dict[str, Any], Held | None]:
+    """What becomes of a job whose folder was just locked: its new columns, and why it rests, if it does."""
+    now = time.time()
+    rest: dict[str, Any] = {"wish": "", "worker": ""}
+    if ended(folder) == "done":  # killed after its last event, or finished by other means
+        return {"state": "done", "error": "", "ended": now, **rest}, None
+    if row["state"] == "queued":
+        return {"state": "running", "worker": worker, "started": now, "wish": ""}, None
+    if row["wish"]:
+        paused = row["wish"] == "pause"
+        state = "paused" if paused else "cancelled"
+        return {"state": state, "ended": None if paused else now, **rest}, state
+    step = steps_saved(folder)
+    deaths = row["deaths"] + 1 if step <= row["reached"] else 1
+    died = {"deaths": deaths, "reached": step}
+    if deaths >= DEATHS:
+        words = f"Its process died {deaths} times without getting past step {max(step, 0)}; it is left alone."
+        return {"state": "failed", "error": words, "ended": now, **died, **rest}, "failed"
+    if queue_held:
+        return {"state": "queued", "started": None, **died, **rest}, None
+    return {"state": "running", "worker": worker, "started": now, **died}, None
