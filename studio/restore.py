@@ -73,11 +73,42 @@ def restore(file: Path, allowed: Collection[str] = ()) -> Restored:
         raise ValueError(f"{file.name} restores nothing: {_in_short(problem)}") from problem
 
 
+def read_tree(file: Path) -> dict[str, Any]:
+    """The JSON of a GLB that anybody may have made: within limits, and of one that refers to nothing outside.
+
+    Raises:
+        ValueError: it is no such GLB.
+        OSError: it cannot be read.
+    """
+    tree = _read(file)
+    if not isinstance(tree, _Tree):
+        raise ValueError("this is no GLB")
+    return tree.content
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The JSON of a GLB."""
+
+    content: dict[str, Any]
 
 
 def _settings(file: Path) -> Any:
     """What the file holds in the place of settings."""
+    found = _read(file)
+    if not isinstance(found, _Tree):
+        return found
+    asset = found.content.get("asset")
+    if not isinstance(asset, dict) or asset.get("generator") != GENERATOR:
+        raise ValueError("the GLB was not made here, so there are no settings in it")
+    return asset.get("extras")
+
+
+def _read(file: Path) -> Any:
+    """The JSON of a file, or a tree if the file is a GLB."""
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not make us wait
     with os.fdopen(descriptor, "rb") as opened:
         status = os.fstat(descriptor)
@@ -87,7 +118,7 @@ def _settings(file: Path) -> Any:
             raise ValueError(f"it has {status.st_size:,} bytes, more than {LARGEST_FILE:,}")
         head = opened.read(_HEAD.size)
         if head.startswith(b"glTF"):
-            return _settings_in(_tree(opened, head, status.st_size))
+            return _tree(opened, head, status.st_size)
         if not head.lstrip().startswith(b"{"):
             raise ValueError("it is neither a GLB nor a request.json")
         if status.st_size > LARGEST_JSON:
@@ -95,7 +126,7 @@ def _settings(file: Path) -> Any:
         return _parsed(head + opened.read(LARGEST_JSON))
 
 
-def _tree(opened: BinaryIO, head: bytes, size: int) -> Any:
+def _tree(opened: BinaryIO, head: bytes, size: int) -> _Tree:
     """The JSON of a GLB, after its head."""
     if len(head) < _HEAD.size:
         raise ValueError("the GLB ends in its head")
@@ -106,19 +137,12 @@ def _tree(opened: BinaryIO, head: bytes, size: int) -> Any:
         raise ValueError(f"the GLB says that it has {whole:,} bytes, {length:,} of them JSON, and it has {size:,}")
     if length > LARGEST_JSON:
         raise ValueError(f"the GLB has {length:,} bytes of JSON, more than {LARGEST_JSON:,}")
-    return _parsed(opened.read(length))
-
-
-def _settings_in(tree: Any) -> Any:
-    """``asset.extras`` of a GLB that refers to nothing outside."""
-    for kind in ("buffers", "images"):
-        parts = tree.get(kind, []) if isinstance(tree, dict) else []
-        if any(isinstance(part, dict) and "uri" in part for part in parts if isinstance(parts, list)):
-            raise ValueError(f"the GLB refers to files outside ({kind} with a uri)")
-    asset = tree.get("asset") if isinstance(tree, dict) else None
-    if not isinstance(asset, dict) or asset.get("generator") != GENERATOR:
-        raise ValueError("the GLB was not made here, so there are no settings in it")
-    return asset.get("extras")
+    tree = _parsed(opened.read(length))
+    if not isinstance(tree, dict):
+        raise ValueError("the JSON of the GLB describes nothing")
+    if any("uri" in value for value, _ in _values(tree) if isinstance(value, dict)):
+        raise ValueError("the GLB refers to files outside of it")
+    return _Tree(tree)
 
 
 def _parsed(content: bytes) -> Any:
