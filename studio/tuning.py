@@ -37,7 +37,9 @@ _SUITED: tuple[AnyGuidance, ...] = (
     PIXEL_SDS,
     SJC(7.5, **_COMMON),
     VSD(7.5, **_CRITIC),
-    ASD(7.5, **_CLEAN),
+    # With the published r of .1 nothing pulls fog and needles out of the background: the reference, so little later,
+    # shows them too. At 1 the pull is half of what SDS has.
+    ASD(7.5, shift=1.0, **_CLEAN),
     CDS(7.5, goal=Schedule(0.8, 0.1), weighting="uniform", controls=_BOUNDED),
     ISM(7.5, base="null", t_max=_HIGH, controls=dataclasses.replace(_BOUNDED, shared_t=True)),
     # No guidance weight of its own: the factor stands in for it.
