@@ -104,6 +104,7 @@ def launch(
     port: int | None = None,
     auth: str | None = None,
     ready: Callable[[str], None] = lambda url: None,
+    looks: Callable[[], dict[str, Any]] = dict,
     **page: Any,
 ) -> None:
     """Serve the page until the process is asked to end.
@@ -115,12 +116,13 @@ def launch(
         port: to listen on; the first free one from 7860 without it.
         auth: NAME:PASSWORD; the environment's DREAMKILN_AUTH without it.
         ready: is told the page's address once it answers.
+        looks: gives more of ``page``, for what needs Gradio imported.
         page: theme, css, js, head and what else ``gr.mount_gradio_app`` makes of a page.
 
     Raises:
         AddressError: where to listen is refused or not possible; in words.
     """
-    with _prepared(build, home, host, port, auth, page) as (server, listening, url):
+    with _prepared(build, home, host, port, auth, looks, page) as (server, listening, url):
         with contextlib.ExitStack() as end:
             done = threading.Event()
             teller = threading.Thread(target=_tell, args=(server, done, ready, url), daemon=True)
@@ -137,6 +139,7 @@ def serving(
     host: str = LOOPBACK,
     port: int | None = None,
     auth: str | None = None,
+    looks: Callable[[], dict[str, Any]] = dict,
     **page: Any,
 ) -> Iterator[str]:
     """The same in a thread of its own, for as long as the context lasts; gives the page's address.
@@ -144,7 +147,7 @@ def serving(
     Raises:
         AddressError: where to listen is refused or not possible; in words.
     """
-    with _prepared(build, home, host, port, auth, page) as (server, listening, url):
+    with _prepared(build, home, host, port, auth, looks, page) as (server, listening, url):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="app")
         thread.start()
         try:
@@ -158,7 +161,13 @@ def serving(
 
 @contextlib.contextmanager
 def _prepared(
-    build: Callable[[Path], Any], home: Path, host: str, port: int | None, auth: str | None, page: dict[str, Any]
+    build: Callable[[Path], Any],
+    home: Path,
+    host: str,
+    port: int | None,
+    auth: str | None,
+    looks: Callable[[], dict[str, Any]],
+    page: dict[str, Any],
 ) -> Iterator[tuple[Any, socket.socket, str]]:
     """A server that need only be run, its socket and its address."""
     who = account(auth)
@@ -169,7 +178,7 @@ def _prepared(
         url = f"http://{shown}:{listening.getsockname()[1]}/"
         served, uploads = end.enter_context(_own_folders(home))
         _set_environment(uploads)
-        application = _application(build(served), served, uploads, who, page)
+        application = _application(build(served), served, uploads, who, {**looks(), **page})
         pages = frozenset(f"/{name}" for name, *_ in application.state.pages if name)
         wide = not is_loopback(host)
         rules = Rules(_names(host), served, uploads, any_address=wide and _is_any(host), pages=pages)
