@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "resume": "Go on with a run that was stopped or killed",
     "export": "Write a finished run's object as GLB, OBJ, STL, PLY or gaussians, at any size",
     "cite": "Print BibTeX of what a run used",
+    "ui": "Open the app in a browser",
     "evaluate": "Compare methods or recipes with the known truth of their prompts",
     "bench": "Time the kernels here, next to their plain-torch forms",
     "doctor": "Examine the installation and say what is missing",
@@ -32,7 +33,8 @@ EXAMPLES = """\
   5. After Ctrl-C or a crash:                        studio resume runs/a-green-table
   6. Another colour for what is there:               studio edit runs/a-green-table "a red table"
   7. Whom to cite for it:                            studio cite runs/a-green-table
-  8. Which method is best, and at what cost:         studio evaluate --methods SDS VSD ISM"""
+  8. Which method is best, and at what cost:         studio evaluate --methods SDS VSD ISM
+  9. All of it in a browser, with a queue:           studio ui"""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -82,6 +84,8 @@ def _function(verb: str) -> Callable[[list[str]], int]:
         from studio.export.command import export as function
     elif verb == "cite":
         from studio.verbs import cite as function
+    elif verb == "ui":
+        from studio.app.command import ui as function
     elif verb == "resume":
         from studio.verbs import resume as function
     elif verb == "evaluate":

@@ -6,19 +6,20 @@ whoever comes next; and two workers can never be at one job, whatever the store 
 
 import contextlib
 import sqlite3
+import threading
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from studio.checkpoints import write_atomically
 from studio.folder import RunFolder
 from studio.jobs.database import Database
-from studio.jobs.folders import Card, Held, change_card, ended, make_folder, read_card, steps_saved
-from studio.jobs.job import Job
+from studio.jobs.folders import Card, Resting, change_card, ended, make_folder, read_card, steps_saved
+from studio.jobs.job import Job, State
 from studio.jobs.rows import change, find, job_of, last_position, request_of
 
 DEATHS = 10
@@ -26,8 +27,11 @@ DEATHS = 10
 _LOOK_AHEAD = 64
 """Queued jobs that are tried in turn; the first is free unless someone works in its folder by other means."""
 
+WISHED: dict[str, Literal["paused", "cancelled"]] = {"pause": "paused", "cancel": "cancelled"}
+"""What a wish makes of a job."""
 
-def card_of(job: Job, held: Held | None = None) -> Card:
+
+def card_of(job: Job, held: Resting | Literal["cleared"] | None = None) -> Card:
     """What a job's folder says of it."""
     return Card(job.id, job.priority, job.position, job.batch, job.created, job.limit, job.timeout, held)
 
@@ -39,6 +43,7 @@ class Claim:
     job: Job
     home: RunFolder
     database: Database
+    _said: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> "Claim":
         """The claim."""
@@ -52,35 +57,43 @@ class Claim:
 
     def done(self) -> None:
         """The result is there."""
-        with self.database.write() as db:
-            change(db, self.job.id, state="done", wish="", worker="", error="", ended=time.time())
+        self._end(lambda _, job: ("done", {"error": ""}))
 
-    def rests(self, state: Held) -> None:
-        """It was asked to pause, or is given up; what it made so far stays."""
-        change_card(self.job.folder, held=state)
-        at = None if state == "paused" else time.time()
-        with self.database.write() as db:
-            change(db, self.job.id, state=state, wish="", worker="", ended=at)
+    def stopped(self) -> None:
+        """It stopped as somebody wished, or it is queued again, because the wish was taken back or the worker goes."""
+        self._end(lambda _, job: (WISHED.get(job.wish, "queued"), {}))
 
-    def left(self) -> None:
-        """The worker goes; another takes it, where this one was."""
-        with self.database.write() as db:
-            change(db, self.job.id, state="queued", worker="", started=None)
+    def paused(self, words: str) -> None:
+        """It cannot go on, for a reason that it is not to blame for."""
+        self._end(lambda _, job: ("paused", {"error": words}))
 
-    def failed(self, words: str, problem: BaseException | None = None, for_good: bool = False) -> None:
+    def failed(self, words: str, problem: BaseException | None = None) -> None:
         """An attempt failed: it is queued again behind others, or, after the last attempt, stays failed."""
         text = "".join(traceback.format_exception(problem)) if problem is not None else words + "\n"
         with contextlib.suppress(OSError):  # a full disk must not hide why
             write_atomically(self.job.folder / "error.txt", text.encode("utf-8", "replace"))
-        with self.database.write() as db:
-            attempts = find(db, self.home.path.parent, self.job.id).attempts + 1
-            if for_good or attempts >= self.job.limit:
-                change_card(self.job.folder, held="failed")
-                state, at, place = "failed", time.time(), self.job.position
-            else:
-                state, at, place = "queued", None, last_position(db) + 1
-            values = {"state": state, "ended": at, "position": place, "attempts": attempts}
-            change(db, self.job.id, **values, wish="", worker="", error=words)
+
+        def count(db: sqlite3.Connection, job: Job) -> tuple[State, dict[str, Any]]:
+            values = {"attempts": job.attempts + 1, "error": words, "position": last_position(db) + 1}
+            return "failed" if values["attempts"] >= job.limit else WISHED.get(job.wish, "queued"), values
+
+        self._end(count)
+
+    def _end(self, decide: Callable[[sqlite3.Connection, Job], tuple[State, dict[str, Any]]]) -> None:
+        """Write down once what becomes of the job, while its folder is still held."""
+        if not self._said.acquire(blocking=False):
+            return
+        try:
+            with self.database.write() as db:
+                state, values = decide(db, find(db, self.job.folder.parent, self.job.id))
+                if state in ("paused", "cancelled", "failed"):
+                    with contextlib.suppress(OSError):
+                        change_card(self.job.folder, held=state)
+                at = time.time() if state in ("done", "cancelled", "failed") else None
+                change(db, self.job.id, state=state, wish="", worker="", ended=at, **values)
+        except BaseException:
+            self._said.release()  # it can be said again
+            raise
 
 
 def claim_next(database: Database, home: Path, worker: str) -> Claim | None:
@@ -159,7 +172,7 @@ def _take(claim: Claim, worker: str) -> bool:
     return claim.job.state == "running"
 
 
-def _start(row: sqlite3.Row, folder: Path, worker: str, queue_held: bool) -> tuple[dict[str, Any], Held | None]:
+def _start(row: sqlite3.Row, folder: Path, worker: str, queue_held: bool) -> tuple[dict[str, Any], Resting | None]:
     """What becomes of a job whose folder was just locked: its new columns, and why it rests, if it does."""
     now = time.time()
     rest: dict[str, Any] = {"wish": "", "worker": ""}
@@ -168,9 +181,8 @@ def _start(row: sqlite3.Row, folder: Path, worker: str, queue_held: bool) -> tup
     if row["state"] == "queued":
         return {"state": "running", "worker": worker, "started": now, "wish": ""}, None
     if row["wish"]:
-        paused = row["wish"] == "pause"
-        state = "paused" if paused else "cancelled"
-        return {"state": state, "ended": None if paused else now, **rest}, state
+        state = WISHED[row["wish"]]
+        return {"state": state, "ended": now if state == "cancelled" else None, **rest}, state
     step = steps_saved(folder)
     deaths = row["deaths"] + 1 if step <= row["reached"] else 1
     died = {"deaths": deaths, "reached": step}

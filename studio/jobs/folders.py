@@ -18,7 +18,7 @@ from studio.codec import decode
 from studio.folder import RunFolder
 from studio.request import Request
 
-Held = Literal["paused", "cancelled", "failed", "cleared"]
+Resting = Literal["paused", "cancelled", "failed"]
 """Why nobody works on a job that is not done."""
 _TAIL = 65536
 """Bytes at the end of ``events.jsonl`` that its last events are looked for in; a report has some two thousand."""
@@ -35,7 +35,7 @@ class Card:
     created: float = 0.0
     limit: int = 3
     timeout: float | None = None
-    held: Held | None = None
+    held: Resting | Literal["cleared"] | None = None
 
 
 def make_folder(home: Path, names: Iterable[str], request: Request, card: Card) -> str:

@@ -1,0 +1,275 @@
+"""``studio worker`` and ``studio jobs``."""
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from studio.cli import BAD_USAGE, FAILED, OK
+from studio.verbs import complain, in_words
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Do queued jobs, one after the other, on one device. `studio ui` and `studio batch` start workers by themselves.
+
+    After Ctrl-C or SIGTERM the job is queued again at a checkpoint; after any other end another worker resumes it.
+    """
+
+    runs: Path = Path("runs")
+    """Folder of the runs and of the store."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ...; each device has room for one worker."""
+    until_empty: bool = False
+    """End when nothing is queued any more, instead of waiting for more."""
+    quota: str | None = None
+    """Disk that the folder of the runs may take, e.g. 20GB. What is least missed goes first: old previews, then debug
+    pictures, then earlier checkpoints of finished runs; never a result. When that is not enough, the queue is held."""
+    parent: int | None = None
+    """Id of the process to end with."""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """List jobs, or change what becomes of them.
+
+    studio jobs                     all of them, in the order in which they are worked on
+    studio jobs pause ID            let it rest; resume ID: queue it again, where it was
+    studio jobs cancel ID           give it up; what it made so far stays
+    studio jobs retry ID            a failed or cancelled one again, from its last checkpoint
+    studio jobs first ID            before all others that wait
+    studio jobs clear [ID]          off the list, or all that have ended; folders stay
+    studio jobs hold | release      whether workers take new jobs
+    studio jobs rebuild             make the store anew from the folders of the runs
+    """
+
+    action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ACTION")] = "list"
+    """list, pause, resume, cancel, retry, first, clear, hold, release or rebuild."""
+    id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")] = ""
+    """Of a job; its first digits do, if no other begins like it."""
+    runs: Path = Path("runs")
+    """Folder of the runs and of the store."""
+    state: tuple[Literal["queued", "running", "paused", "done", "failed", "cancelled"], ...] = ()
+    """Only jobs in these states."""
+    search: str = ""
+    """Only jobs whose prompt, folder, batch or id holds every word of this."""
+    json: bool = False
+    """One JSON object a line, instead of a table."""
+
+
+# studio worker --------------------------------------------------------------------------------------------------------
+
+
+def worker(arguments: list[str]) -> int:
+    """``studio worker``."""
+    options = tyro.cli(Worker, args=arguments, prog="studio worker")
+    from studio.folder import RunError
+    from studio.jobs.job import StoreError
+    from studio.jobs.quota import bytes_of
+    from studio.jobs.worker import work
+
+    asked: list[bool] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    def leave() -> bool:
+        return bool(asked) or (options.parent is not None and os.getppid() != options.parent)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        quota = None if options.quota is None else bytes_of(options.quota)
+        for job, event in work(options.runs, options.device, leave, options.until_empty, quota=quota):
+            _log(job, event)
+    except (RunError, ValueError) as problem:
+        return complain(str(problem), BAD_USAGE)
+    except (StoreError, sqlite3.Error) as problem:
+        return complain(str(problem), FAILED)
+    except OSError as problem:
+        return complain(in_words(problem), FAILED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return OK
+
+
+def _log(job: Any, event: Any) -> None:
+    """A line for what an owner of the machine wants to find later."""
+    from studio.events import Failed, Finished, Started, Stopped, Warned
+
+    match event:
+        case Started(step=step, steps=steps, device=device):
+            words = f"begins on {device} at step {step} of {steps}: {_printable(job.prompt)}"
+        case Finished(seconds=seconds):
+            words = f"done in {seconds:.0f} s"
+        case Stopped(step=step):
+            words = f"stopped at step {step}"
+        case Failed(text=text):
+            words = f"failed: {_printable(text)}"
+        case Warned(text=text):
+            words = f"note: {_printable(text)}"
+        case _:
+            return
+    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job.id} {words}\n")
+    sys.stdout.flush()
+
+
+# studio jobs ----------------------------------------------------------------------------------------------------------
+
+
+def jobs(arguments: list[str]) -> int:
+    """``studio jobs``."""
+    options = tyro.cli(Jobs, args=arguments, prog="studio jobs")
+    from studio.jobs.job import StoreError, UnknownJob, WrongState
+
+    if not options.runs.is_dir():
+        return complain(f"There is no folder {options.runs}; name the one with the runs by --runs.", BAD_USAGE)
+    try:
+        return _act(options)
+    except (UnknownJob, WrongState, ValueError) as problem:
+        return complain(str(problem), BAD_USAGE)
+    except (StoreError, sqlite3.Error) as problem:
+        return complain(str(problem), FAILED)
+    except OSError as problem:
+        return complain(in_words(problem), FAILED)
+
+
+def _act(options: Jobs) -> int:
+    from studio.codec import nearest
+    from studio.jobs.rebuild import adopt, rebuild
+    from studio.jobs.store import Store
+
+    if options.action == "rebuild":
+        return _say(f"{_count(rebuild(options.runs))} in {options.runs}.")
+    store = Store(options.runs)
+    if options.action == "list":
+        adopt(options.runs)
+        return _list(store, options)
+    whole: dict[str, Callable[[], int]] = {
+        "hold": lambda: store.hold_queue() or _say("Workers take no new jobs until `studio jobs release`."),
+        "release": lambda: store.release_queue() or _say("Workers take jobs again."),
+        "clear": lambda: _say(f"{_count(_clear(store))} off the list; their folders stay."),
+    }
+    single: dict[str, Callable[[str], None]] = {
+        "pause": store.pause,
+        "resume": store.resume,
+        "cancel": store.cancel,
+        "retry": store.retry,
+        "first": lambda id: _first(store, id),
+        "clear": store.clear,
+    }
+    if options.action not in whole | single:
+        known = ["list", "rebuild", *whole, *single]
+        return complain(f"No action {options.action!r}; {nearest(options.action, known)}", BAD_USAGE)
+    if options.action in whole and not options.id:
+        return whole[options.action]()
+    if options.action not in single:
+        return complain(f"`studio jobs {options.action}` takes no id of a job.", BAD_USAGE)
+    if not options.id:
+        return complain(f"Which job? `studio jobs {options.action} ID`; `studio jobs` lists them.", BAD_USAGE)
+    id = _whole_id(store, options.id)
+    single[options.action](id)
+    return _say(_outcome(store, id))
+
+
+def _whole_id(store: Any, beginning: str) -> str:
+    """The id that begins like this, or the same if there is none or more than one."""
+    alike = [job.id for job in store.jobs(search=beginning) if job.id.startswith(beginning)]
+    if len(alike) > 1:
+        raise ValueError(f"{len(alike)} jobs begin with {beginning!r}: {', '.join(alike[:5])}; say more of the id.")
+    return alike[0] if alike else beginning
+
+
+def _first(store: Any, id: str) -> None:
+    waiting = [job.id for job in store.jobs(["queued"], limit=1)]
+    store.move(id, waiting[0] if waiting else None)
+
+
+def _clear(store: Any) -> int:
+    """Clear all jobs that have ended; returns how many."""
+    over = store.jobs(["done", "failed", "cancelled"])
+    for job in over:
+        store.clear(job.id)
+    return len(over)
+
+
+def _outcome(store: Any, id: str) -> str:
+    """What became of a job, for people."""
+    from studio.jobs.job import UnknownJob
+
+    try:
+        job = store.job(id)
+    except UnknownJob:
+        return f"Job {id} is off the list; its folder stays."
+    if job.wish:
+        return f"Job {id} will {job.wish} after the step it is at."
+    place = f", number {store.position(id)}" if job.state == "queued" else ""
+    return f"Job {id} is {job.state}{place}."
+
+
+def _list(store: Any, options: Jobs) -> int:
+    found = store.jobs(options.state or None, search=options.search)
+    if options.json:
+        for job in found:
+            values = {name: getattr(job, name) for name in job.__dataclass_fields__}
+            sys.stdout.write(json.dumps(values | {"folder": str(job.folder)}) + "\n")
+        return OK
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if found:
+        console.print(_table(store, found))
+    counts = ", ".join(f"{count} {state}" for state, count in store.counts().items() if count)
+    console.print(counts or f"No jobs in {options.runs} yet.", markup=False)
+    if (reason := store.queue_held()) is not None:
+        console.print(f"The queue is held. {reason} `studio jobs release` lets it go on.", markup=False)
+    return OK
+
+
+def _table(store: Any, found: list[Any]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"running": "cyan", "done": "green", "failed": "red", "paused": "yellow", "cancelled": "dim"}
+    places = {job.id: str(i + 1) for i, job in enumerate(store.jobs(["queued"]))}
+    table = Table("", "id", "state", "prompt", "seed", "folder", "note", box=box.SIMPLE_HEAD)
+    table.columns[0].justify = table.columns[4].justify = "right"
+    for job in found:
+        state = Text(f"{job.state}, to {job.wish}" if job.wish else job.state, colours.get(job.state, ""))
+        prompt, folder = Text(_printable(job.prompt)), Text(_printable(str(job.folder)))
+        table.add_row(
+            places.get(job.id, ""), job.id, state, prompt, str(job.seed), folder, Text(_printable(_note(job)))
+        )
+    return table
+
+
+def _note(job: Any) -> str:
+    if job.error:
+        tries = f" ({job.attempts} of {job.limit} attempts)" if job.attempts else ""
+        return job.error.splitlines()[0] + tries
+    return f"priority {job.priority}" if job.priority else ""
+
+
+def _printable(text: str) -> str:
+    """Text that cannot move a terminal's cursor or change its colours."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _count(number: int) -> str:
+    return "1 job" if number == 1 else f"{number} jobs"
+
+
+def _say(text: str) -> int:
+    sys.stdout.write(text + "\n")
+    return OK
