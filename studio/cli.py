@@ -17,6 +17,8 @@ VERBS: dict[str, str] = {
     "edit": "Change a finished run's object by another prompt",
     "resume": "Go on with a run that was stopped or killed",
     "export": "Write a finished run's object as GLB, OBJ, STL, PLY or gaussians, at any size",
+    "worker": "Do queued jobs, one after the other, on one device",
+    "jobs": "List jobs; pause, resume, cancel or retry them; rebuild their store",
     "cite": "Print BibTeX of what a run used",
     "ui": "Open the app in a browser",
     "evaluate": "Compare methods or recipes with the known truth of their prompts",
@@ -82,6 +84,10 @@ def _function(verb: str) -> Callable[[list[str]], int]:
         from studio.verbs import edit as function
     elif verb == "export":
         from studio.export.command import export as function
+    elif verb == "worker":
+        from studio.jobs.command import worker as function
+    elif verb == "jobs":
+        from studio.jobs.command import jobs as function
     elif verb == "cite":
         from studio.verbs import cite as function
     elif verb == "ui":

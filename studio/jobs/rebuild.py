@@ -6,16 +6,16 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from studio.folder import RunError, read_request
 from studio.jobs.database import NAME
 from studio.jobs.folders import Card, Resting, ended, is_held, read_card, words_of_failure, write_card
-from studio.jobs.job import Item, State, StoreError
-from studio.jobs.plan import read_plan
-from studio.jobs.rows import keep_template, last_position
+from studio.jobs.job import State, StoreError
+from studio.jobs.plan import Plan, read_plan
+from studio.jobs.rows import keep_template, last_position, shared
 from studio.jobs.store import Store
 from studio.request import Request
 
@@ -77,15 +77,22 @@ def rebuild(home: Path) -> int:
         workers = [(r["worker"], r["id"]) for r in old if r["state"] == "running"]
         db.executemany("UPDATE jobs SET worker = ? WHERE id = ? AND state = 'running'", workers)
     if plan is not None:
-        there = Counter((job.prompt, job.seed) for job in store.jobs(batch=plan.batch))
-        there.update(_cleared(home, plan.batch))
-        missing = []
-        for item in plan.items:
-            there[item.prompt, item.seed] -= 1
-            if there[item.prompt, item.seed] < 0:
-                missing.append(Item(item.prompt, item.seed, "" if (home / item.name).exists() else item.name))
-        store.submit(plan.template, missing, batch=plan.batch, limit=plan.limit, timeout=plan.timeout)
+        _queue_rest(store, plan)
     return sum(store.counts().values())
+
+
+def _queue_rest(store: Store, plan: Plan) -> None:
+    """Queue what a plan names and neither a job nor a folder is there for."""
+    there = Counter((job.settings, job.prompt, job.seed) for job in store.jobs(batch=plan.batch))
+    there.update(_cleared(store.home, plan.batch))
+    for template, items in plan.groups():
+        key, missing = shared(template)[0], []
+        for item in items:
+            what = (key, item.prompt, item.seed)
+            there[what] -= 1
+            if there[what] < 0:
+                missing.append(replace(item, name="") if (store.home / item.name).exists() else item)
+        store.submit(template, missing, batch=plan.batch, limit=plan.limit, timeout=plan.timeout)
 
 
 def _opened(home: Path) -> Store:
@@ -183,11 +190,11 @@ def _count(db: sqlite3.Connection) -> int:
     return db.execute("SELECT count(*) FROM jobs").fetchone()[0]
 
 
-def _cleared(home: Path, batch: str) -> Iterator[tuple[str, int]]:
-    """Prompts and seeds of a batch's jobs that were taken off the list."""
+def _cleared(home: Path, batch: str) -> Iterator[tuple[str, str, int]]:
+    """Settings, prompts and seeds of a batch's jobs that were taken off the list."""
     for path in home.glob("*/job.json"):
         card = read_card(path.parent)
         if card is not None and card.held == "cleared" and card.batch == batch:
             with contextlib.suppress(RunError):
                 request = read_request(path.parent)
-                yield request.prompt, request.seed
+                yield shared(request)[0], request.prompt, request.seed

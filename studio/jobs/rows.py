@@ -61,11 +61,16 @@ def storable(text: str) -> str:
 
 
 def keep_template(db: sqlite3.Connection, template: Request) -> str:
-    """Keep a request, without prompt and seed, under the hash of its content, which is returned."""
-    text = json.dumps(encode(replace(_anchored(template), prompt="", seed=0)), sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Keep what jobs share of a request; returns its key."""
+    key, text = shared(template)
     db.execute("INSERT OR IGNORE INTO settings VALUES(?, ?)", (key, text))
     return key
+
+
+def shared(template: Request) -> tuple[str, str]:
+    """What jobs share of a request, which is all but prompt and seed: the hash of the content, and the content."""
+    text = json.dumps(encode(replace(_anchored(template), prompt="", seed=0)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16], text
 
 
 def _anchored(template: Request) -> Request:
