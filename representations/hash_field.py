@@ -11,20 +11,14 @@ from functools import cache
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ext import ops
 from cuda_ext.hashgrid import GridLayout
-from representations.cameras import Cameras
-from representations.extraction import mesh_from_density
-from representations.scene import Mesh, ParamGroup, RenderOutput, Representation, Scene
-
-_DENSITY_GAIN = 25.0
-"""World-unit density of a raw value of 1; a raw value of -7 is as good as empty."""
-_COLOUR_GAIN = 1.5
-"""Logits of colour for a raw value of 1: with one learning rate for both, colours move more calmly than density."""
+from representations.field import RadianceField
+from representations.scene import ParamGroup, RenderOutput, Representation, Scene
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ class HashField:
         Raises:
             TypeError: the scene is of another kind.
         """
-        if not isinstance(scene, FieldScene):
+        if not isinstance(scene, RadianceField):
             raise TypeError(f"HashField can go on from a field, not from a {type(scene).__name__}")
         field = self.build(rng, device)
         field.become(scene)
@@ -94,7 +88,7 @@ class HashField:
 
 @final
 @dataclass(frozen=True)
-class FieldScene(Scene):
+class FieldScene(RadianceField):
     """A field as a value: raw features of all levels, density first."""
 
     table: Float[Tensor, "rows 4"]
@@ -104,28 +98,10 @@ class FieldScene(Scene):
     step: float
     jitter_seed: int | None = None
 
-    def render(self, cameras: Cameras, background: Float[Tensor, "b 3"]) -> RenderOutput:
-        """See ``Scene.render``."""
-        origins, directions = cameras.rays()
-        b, (h, w) = len(cameras), cameras.size
-        flat = directions.reshape(-1, 3)
-        starts = origins[:, None].expand(b, h * w, 3).reshape(-1, 3)
-        t, ray = ops.march_rays(starts, flat, self.occupancy, self.bound, self.step, self.jitter_seed)
-        points = torch.addcmul(starts.index_select(0, ray), flat.index_select(0, ray), t[:, None])
-        density, colour = self.sample(points)
-        rgb, alpha, depth, _ = ops.composite(density, colour, t, ray, len(flat), self.step)
-        alpha, depth = alpha.clamp(0, 1), depth / alpha.clamp_min(1e-6)
-        rgb = rgb + (1 - alpha)[:, None] * background.repeat_interleave(h * w, 0)
-        return RenderOutput(
-            rgb=rgb.view(b, h, w, 3).permute(0, 3, 1, 2),
-            alpha=alpha.view(b, 1, h, w),
-            depth=depth.view(b, 1, h, w),
-        )
-
-    def sample(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
-        """Density per world unit and sRGB colour at points in world units."""
-        raw = self.raw(points)
-        return _density(raw[:, 0]), torch.sigmoid(_COLOUR_GAIN * raw[:, 1:])
+    @property
+    def device(self) -> torch.device:
+        """See ``RadianceField.device``."""
+        return self.table.device
 
     def raw(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 4"]:
         """What the levels add up to at points in world units, before anything makes density and colour of it."""
@@ -133,29 +109,17 @@ class FieldScene(Scene):
         # A product with stacked identities adds the levels up faster than a sum over a short middle axis.
         return features @ torch.eye(4, device=features.device).repeat(len(self.layout.resolutions), 1)
 
-    def to_mesh(self, resolution: int) -> Mesh:
-        """See ``Scene.to_mesh``."""
-        still = self.detach()
-        white = torch.ones(1, 3, device=self.table.device)
-        return mesh_from_density(
-            lambda points: still.sample(points)[0],
-            self.bound,
-            resolution,
-            lambda cameras: still.render(cameras, white.expand(len(cameras), 3)).alpha,
-            self.table.device,
-        )
+    def march(
+        self, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"]
+    ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """See ``RadianceField.march``."""
+        return ops.march_rays(origins, directions, self.occupancy, self.bound, self.step, self.jitter_seed)
 
-    def surface_colour(self, points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """The colour that a short ray along the normal sees: what the renders show, not what lies deep inside."""
-        reach = 4 * self.step
-        count = 16
-        along = torch.linspace(-reach, 2 * reach, count, device=points.device)
-        places = points[:, None] - along[:, None] * normals[:, None]
-        density, colour = self.sample(places.reshape(-1, 3))
-        ray = torch.arange(len(points), device=points.device).repeat_interleave(count)
-        length = 3 * reach / (count - 1)
-        rgb, alpha, _, _ = ops.composite(density + 1e-4, colour, along.repeat(len(points)), ray, len(points), length)
-        return rgb / alpha.clamp_min(1e-6)[:, None]
+    def occupied(self, points: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
+        """See ``RadianceField.occupied``."""
+        cells = len(self.occupancy)
+        x, y, z = ((points / self.bound + 1) * (cells / 2)).long().clamp(0, cells - 1).unbind(1)
+        return self.occupancy[x, y, z]
 
     def detach(self) -> "FieldScene":
         """See ``Scene.detach``; samples sit in the middle of their steps."""
@@ -204,7 +168,7 @@ class FieldGrid(Representation):
         self.jitter_seed = int(state)
 
     @torch.no_grad()
-    def become(self, scene: FieldScene) -> None:
+    def become(self, scene: RadianceField) -> None:
         """Take over a field: the finest dense level holds it, the others start at zero."""
         level = self.knobs.finest_dense
         corners = (2 * _vertices(self.knobs.levels[level]) - 1) * self.knobs.bound
@@ -224,10 +188,6 @@ class FieldGrid(Representation):
         rng = torch.Generator().manual_seed(step)
         explored = torch.rand(full.shape, generator=rng) < self.knobs.exploration
         self.occupancy.copy_(full | explored.to(full.device))
-
-
-def _density(raw: Tensor) -> Tensor:
-    return _DENSITY_GAIN * F.softplus(raw)
 
 
 def _level(table: Tensor, layout: GridLayout, level: int) -> Tensor:

@@ -63,17 +63,18 @@ class ParticleCloud(Representation):
 
     def scene(self, text: Float[Tensor, " d"] | None = None, variant: int = 0) -> Scene:
         """See ``Representation.scene``."""
-        return self._particle(variant).scene(text)
+        return self.particle(variant).scene(text)
 
     def groups(self) -> list[ParamGroup]:
         """The groups of all particles; those that do the same share a name."""
-        return [group for i in range(self.variants) for group in self._particle(i).groups()]
+        return [group for i in range(self.variants) for group in self.particle(i).groups()]
 
     def restructure(self, step: int, out: RenderOutput, optimiser: torch.optim.Optimizer) -> None:
         """Let the particle that ``step`` rendered restructure itself, by the count of its own steps."""
-        self._particle(self.turn(step)).restructure(step // self.variants, out, optimiser)
+        self.particle(self.turn(step)).restructure(step // self.variants, out, optimiser)
 
-    def _particle(self, i: int) -> Representation:
+    def particle(self, i: int) -> Representation:
+        """One of them."""
         particle = self.particles[i]
         assert isinstance(particle, Representation)
         return particle

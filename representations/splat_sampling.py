@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from representations.hash_field import FieldScene
+from representations.field import RadianceField
 from representations.scene import EmptySceneError, Scene
 from representations.splat_scene import SH_ZERO, SplatScene
 from representations.textured_mesh import TexturedMesh, sample_texture
@@ -48,7 +48,7 @@ def sampled(scene: Scene, wanted: Wanted, rng: torch.Generator) -> dict[str, Ten
             return from_cloud(scene, wanted)
         case TexturedMesh():
             return from_mesh(scene, wanted, rng)
-        case FieldScene():
+        case RadianceField():
             return from_field(scene, wanted, rng)
     raise TypeError(
         f"Splats can go on from a cloud of gaussians, a textured mesh or a field, not from a {type(scene).__name__}"
@@ -94,20 +94,20 @@ def from_mesh(mesh: TexturedMesh, wanted: Wanted, rng: torch.Generator) -> dict[
     }
 
 
-def from_field(field: FieldScene, wanted: Wanted, rng: torch.Generator) -> dict[str, Tensor]:
+def from_field(field: RadianceField, wanted: Wanted, rng: torch.Generator) -> dict[str, Tensor]:
     """Round gaussians where the field is dense, in its colours; each is as opaque as the matter it stands for."""
     still, bound = field.detach(), field.bound
     cell = 2 * bound / _CELLS
     axis = torch.arange(_CELLS) * cell + (cell / 2 - bound)
     centres = torch.cartesian_prod(axis, axis, axis)
-    density = torch.cat([still.sample(part.to(still.table.device))[0].cpu() for part in centres.split(1 << 17)])
+    density = torch.cat([still.sample(part.to(still.device))[0].cpu() for part in centres.split(1 << 17)])
     opacity = 1 - torch.exp(-density * cell)
     opacity = torch.where(opacity > 0.01, opacity, 0.0).double()
     if not bool(opacity.any()):
         raise EmptySceneError(f"the field to start from is empty: its largest density is {float(density.max()):.4g}")
     chosen = _evenly(opacity, wanted.count, rng)
     means = centres[chosen] + (torch.rand(wanted.count, 3, generator=rng) - 0.5) * cell
-    here, colour = (part.cpu() for part in still.sample(means.to(still.table.device)))
+    here, colour = (part.cpu() for part in still.sample(means.to(still.device)))
     # The gaussians share the opaque volume. A ray that crosses many meets their matter times 2 pi semi-axis^2 in an
     # area of edge^2 for every edge that it goes, and where the field is thin there are fewer of them.
     edge = cell * float(opacity.sum() / wanted.count) ** (1 / 3)

@@ -16,6 +16,8 @@ import torch
 from guidance.dds import DDS
 from guidance.methods import AnyGuidance
 from guidance.schedules import Schedule
+from representations.box import Box
+from representations.inside import inside, restored
 from representations.kinds import AnyRepresentation
 from representations.scene import Representation
 from studio.checkpoints import Checkpoints, read_state, write_state
@@ -41,16 +43,26 @@ class Source:
         Raises:
             RunError: the source is of another shape.
         """
-        made = spec.build(torch.Generator(), device)
         try:
-            made.load_state_dict(self.state)
+            return restored(spec, self.state, device)
         except RuntimeError as problem:
             own = type(self.representation_spec).__name__
             raise RunError(
                 f"An edit begins exactly as its source, a {own}; its stages.0.representation may change rates, but not "
                 f"what it consists of ({problem})"
             ) from problem
-        return made
+
+    def confined(self, spec: AnyRepresentation, region: Box | None, device: torch.device) -> Representation:
+        """The same, free to change inside ``region`` alone if there is one.
+
+        Raises:
+            RunError: the source is of another shape, or has nothing in the region that could change.
+        """
+        begun = self.begin(spec, device)
+        try:
+            return begun if region is None else inside(region, begun)
+        except ValueError as problem:
+            raise RunError(str(problem)) from problem
 
     def representation(self, device: torch.device) -> Representation:
         """The object as its run left it."""
@@ -68,6 +80,7 @@ def edit(
     method: AnyGuidance | type[AnyGuidance] = DDS,
     keep: Sequence[str] = (),
     prior: str | None = None,
+    region: Box | None = None,
 ) -> Request:
     """A request that changes what the finished run ``source`` made until it fits another prompt.
 
@@ -80,6 +93,7 @@ def edit(
             changes least (DDS, PDS).
         keep: names of groups of parameters that may not move.
         prior: name or folder; the source's without it.
+        region: a box in world units, outside of which nothing changes: neither pixel nor surface.
 
     Raises:
         RunError: the folder holds no run, or one that is not finished.
@@ -89,7 +103,7 @@ def edit(
     guidance = suited(method, prior) if isinstance(method, type) else method
     final = {f.name: Schedule(getattr(last.regularizers, f.name)(1.0)) for f in dataclasses.fields(Regularizers)}
     stage = Stage(found.representation_spec, guidance, STEPS, last.cameras, Regularizers(**final))
-    task = Edit(source.absolute(), tuple(keep))
+    task = Edit(source.absolute(), tuple(keep), region=region)
     return dataclasses.replace(found.request, prompt=prompt, prior=prior, stages=(stage,), task=task, debug_every=0)
 
 
@@ -113,10 +127,11 @@ def check_source(request: Request) -> None:
     """Refuse an edit that cannot begin.
 
     Raises:
-        RunError: its source is no finished run, or of another shape than its representation.
+        RunError: its source is no finished run, of another shape than its representation, or has nothing in the region.
     """
     if request.task is not None:
-        finished(request.task.source).begin(request.representation(0), torch.device("cpu"))
+        source = finished(request.task.source)
+        source.confined(request.representation(0), request.task.region, torch.device("cpu"))
 
 
 def own_source(folder: Path, task: Edit, device: torch.device) -> Source:

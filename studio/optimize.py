@@ -4,6 +4,7 @@ What a step draws is a function of (seed, stage, step), so a resumed run needs n
 ends bit-equal to a run that was never interrupted.
 """
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +18,16 @@ from torch import Tensor, nn
 from guidance.conditioning import Prompts
 from guidance.contract import Condition, Guidance, Loss, Prior, Views
 from guidance.prior_folder import Hints
+from guidance.sharing import WHOLE, Share
+from representations.box import Box
 from representations.cameras import Cameras
 from representations.scene import RenderOutput, Representation
 from studio.events import Stepped
+from studio.guard import PATIENCE, Guard, NonFiniteError, unsound
+from studio.region import pixels_of
 from studio.request import Edit, Regularizers, Stage
 
 Stop = Callable[[], bool]
-PATIENCE = 3
-"""Steps in a row without a finite gradient before a run goes back to its last checkpoint."""
-
-
-class NonFiniteError(FloatingPointError):
-    """The gradients stopped being numbers; the message names the step and the parameters."""
 
 
 @dataclass
@@ -40,12 +39,17 @@ class Run:
     representation: Representation
     optimiser: torch.optim.Optimizer
     guidance_state: nn.Module
+    skipped: int | Tensor = 0
+    """Steps that came to nothing, because something in them was not finite."""
+    whole: bool = True
+    """Not in the midst of a step's changes: what stops now is the state after the last step."""
 
     def state(self) -> dict[str, Any]:
         """The named parts of a checkpoint."""
         return {
             "stage": self.stage,
             "stage_step": self.step,
+            "skipped": int(self.skipped),
             "representation": dict(self.representation.state_dict()),
             "optimiser": self.optimiser.state_dict(),
             "guidance": dict(self.guidance_state.state_dict()),
@@ -53,7 +57,7 @@ class Run:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint of the same stage."""
-        self.step = saved["stage_step"]
+        self.step, self.skipped, self.whole = saved["stage_step"], saved.get("skipped", 0), True
         self.representation.load_state_dict(saved["representation"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.guidance_state.load_state_dict(saved["guidance"])
@@ -68,6 +72,10 @@ class Timing:
     seconds: float = 0.0
     in_prior: float = 0.0
     _marks: list[float] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Leave out the step that was begun, which was not finished."""
+        self._marks = []
 
     def mark(self, step: int, device: torch.device) -> None:
         """Note the time, on every ``every``-th step, after what was asked of the device is done."""
@@ -94,6 +102,13 @@ class Setting:
     task: Edit | None = None
     source: Representation | None = None
     """The object that an edit starts from."""
+    share: Share = WHOLE
+    """Which of a step's views are here."""
+
+    @property
+    def region(self) -> Box | None:
+        """The box outside of which nothing may change, if there is one."""
+        return None if self.task is None else self.task.region
 
 
 @dataclass(frozen=True)
@@ -111,42 +126,48 @@ def optimize(run: Run, setting: Setting, timing: Timing, stop: Stop) -> Iterator
     """Optimise ``run`` until the stage's steps are done or ``stop`` says so, one step at a time.
 
     Raises:
-        NonFiniteError: ``PATIENCE`` steps in a row had a gradient that is not finite; those steps changed nothing.
+        NonFiniteError: ``PATIENCE`` steps in a row were not finite; those steps changed nothing.
     """
     stage, prior, device = setting.stage, setting.prior, setting.prior.alphas_cumprod.device
     guidance = cast(Guidance[nn.Module], stage.guidance)  # a method and its own state go together
-    guard = Guard(run.optimiser, device)
+    guard, share = Guard(run.optimiser, device, run.skipped), setting.share
+    timing.forget()
     while run.step < stage.steps and not stop():
         timing.mark(run.step, device)
         progress, rng = run.step / stage.steps, step_rng(setting.seed, run.stage, run.step)
         set_rates(run, progress, setting.task)
         cameras, background = stage.cameras.draw(setting.hints, rng)
-        cameras, background = cameras.to(device), background.to(device)
+        cameras, background = own_views(cameras.to(device), background.to(device), share)
 
         variant = run.representation.turn(run.step)
         out = run.representation.scene(variant=variant).render(cameras, background)
         source = rendered(setting.source, variant, cameras, background)
-        views = Views(out.rgb, cameras.pose, background, out.depth, out.normal, source)
+        mask = pixels_of(setting.region, cameras)
+        views = Views(out.rgb, cameras.pose, background, out.depth, out.normal, source, mask, share)
         condition = setting.prompts.condition(views)
         timing.mark(run.step, device)
         loss = guidance.loss(run.guidance_state, prior, views, condition, progress, rng)
         timing.mark(run.step, device)
-        wishes = regularize(out, stage.regularizers, progress)
+        objective = loss.value + regularize(out, stage.regularizers, progress)
         run.optimiser.zero_grad(set_to_none=True)
-        (loss.value + wishes).backward()
-        guard.check_gradients(loss.resting)
+        objective.backward()
+        out, value = over_all_views(run.optimiser, out, objective.detach(), share)
+        guard.check(value, loss.resting)
+        run.whole = False
         run.optimiser.step()
         if not loss.resting:
             run.representation.restructure(run.step, out, run.optimiser)
         learnt = guidance.train_critic(run.guidance_state, prior, views, condition, rng)
         timing.mark(run.step, device)
 
-        run.step += 1
+        guard.note_critics(learnt)
+        run.step, run.skipped, run.whole = run.step + 1, guard.skipped, True
         measured = {**loss.diagnostics, **learnt, "opacity": out.alpha.detach().mean(), "skipped": guard.skipped}
-        value = loss.value.detach() + wishes.detach()
+        share.average(list(measured.values()))
         event = Stepped(run.stage, run.step, run.step, stage.steps, value, measured)
         yield Step(event, views, condition, loss, progress)
-        guard.raise_if_stuck(run)
+        if guard.is_stuck():
+            raise NonFiniteError(f"step {run.step}: {PATIENCE} steps in a row were not finite, in {whatever_is_not(run)}")
 
 
 def step_rng(seed: int, stage: int, step: int) -> torch.Generator:
@@ -186,42 +207,28 @@ def regularize(out: RenderOutput, wishes: Regularizers, progress: float) -> Tens
     return wishes.opacity(progress) * alpha.mean() + wishes.binary(progress) * (alpha * (1 - alpha)).mean()
 
 
-class Guard:
-    """Masks, on the device and in the very step, an update whose gradient is not finite, and counts them."""
-
-    def __init__(self, optimiser: torch.optim.Optimizer, device: torch.device):
-        self._optimiser = optimiser
-        self.skipped = torch.zeros((), device=device)
-        self._in_a_row = torch.zeros((), device=device)
-        self._since_read = 0
-
-    def check_gradients(self, resting: bool = False) -> None:
-        """Tell the optimiser whether to step; fused optimisers read ``found_inf`` without asking the host.
-
-        A ``resting`` step changes nothing either, and is not counted: its method wants it so.
-        """
-        self._optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
-        if resting:
-            self._optimiser.found_inf = torch.ones_like(self.skipped)  # pyright: ignore[reportAttributeAccessIssue]
-            return
-        gradients = [p.grad for g in self._optimiser.param_groups for p in g["params"] if p.grad is not None]
-        bad = ~torch.stack([g.isfinite().all() for g in gradients]).all()
-        self.skipped = self.skipped + bad
-        self._in_a_row = (self._in_a_row + 1) * bad
-        self._optimiser.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-
-    def raise_if_stuck(self, run: Run) -> None:
-        """Raise after ``PATIENCE`` bad steps in a row; on a GPU the count is read every few steps only."""
-        self._since_read += 1
-        if self._in_a_row.device.type == "cpu" or self._since_read >= PATIENCE:
-            self._since_read = 0
-            if self._in_a_row >= PATIENCE:
-                names = [n for n, p in run.representation.named_parameters() if not _finite(p.grad)]
-                raise NonFiniteError(
-                    f"step {run.step}: {PATIENCE} steps in a row had gradients that are not finite, in "
-                    f"{', '.join(names) or 'the optimiser'}"
-                )
+def own_views(
+    cameras: Cameras, background: Float[Tensor, "b 3"], share: Share
+) -> tuple[Cameras, Float[Tensor, "own 3"]]:
+    """Those of a step's cameras and backgrounds that are here."""
+    pose, focal = share.own(cameras.pose), share.own(cameras.focal)
+    return Cameras(pose, focal, cameras.size, share.first), share.own(background)
 
 
-def _finite(gradient: Tensor | None) -> bool:
-    return gradient is None or bool(gradient.isfinite().all())
+def over_all_views(
+    optimiser: torch.optim.Optimizer, out: RenderOutput, objective: Float[Tensor, ""], share: Share
+) -> tuple[RenderOutput, Float[Tensor, ""]]:
+    """Gradients, objective and what the render measured as they are for all of a step's views.
+
+    This is where processes that share a step meet; nothing happens where all views are here.
+    """
+    gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    probes = [probe.grad for probe in out.aux.values() if probe.grad is not None]
+    share.average([*gradients, *probes, objective])
+    aux = {name: value if value.requires_grad else share.gather(value) for name, value in out.aux.items()}
+    return dataclasses.replace(out, aux=aux), objective
+
+
+def whatever_is_not(run: Run) -> str:
+    """Names of what is not finite in a run."""
+    return ", ".join(unsound(run.representation, run.optimiser, run.guidance_state)) or "the loss"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from guidance.methods import AnyGuidance
+from representations.box import Box
 from representations.kinds import AnyRepresentation
 from studio.codec import members, nearest
 from studio.places import with_whole_values
@@ -68,6 +69,9 @@ class Edit:
     """Optimiser steps; 300 without it."""
     keep: tuple[str, ...] = ()
     """Groups of parameters that may not move, e.g. means (the positions of gaussians)."""
+    box: tuple[float, float, float, float, float, float] | None = None
+    """Corners x0 y0 z0 x1 y1 z1 of a box, the lowest values first: nothing outside it changes. Objects lie within 1 of
+    the origin; +x is right as seen from the front, +y up, +z towards the front."""
     prior: str | None = None
     """Another prior than the run's."""
     negative: str | None = None
@@ -125,7 +129,8 @@ def build_edit(options: Edit, knobs: list[str]) -> Request:
     from studio.edit import check_source, edit
 
     method = _member("method", options.method, AnyGuidance)
-    request = edit(options.run, options.prompt, method, options.keep, options.prior)
+    region = None if options.box is None else Box(options.box[:3], options.box[3:])
+    request = edit(options.run, options.prompt, method, options.keep, options.prior, region)
     stages = request.stages if options.steps is None else with_steps(request.stages, options.steps)
     request = dataclasses.replace(request, stages=stages, **_given(options))
     request = with_knobs(request, knobs, "studio edit RUN PROMPT")

@@ -12,10 +12,12 @@ from guidance.methods import AnyGuidance
 from guidance.prior_folder import read_hints
 from guidance.schedules import Schedule
 from guidance.sds import SDS
+from representations.box import Box
 from representations.kinds import AnyRepresentation
 from studio.cameras import Orbit
 from studio.codec import nearest
 from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, resolve_prior
+from studio.region import region_problems
 
 LONGEST_PROMPT = 500
 """Characters; every text encoder reads far less."""
@@ -61,6 +63,8 @@ class Edit:
     """Groups of parameters that may not move, e.g. means (of gaussians)."""
     begin: float = 0.5
     """Where in a run the learning rates enter: 0 as at its start, 1 as at its end. The object is there already."""
+    region: Box | None = None
+    """The box outside of which nothing may change; none: all may."""
 
 
 @dataclass(frozen=True)
@@ -195,9 +199,13 @@ def _check_task(request: Request) -> list[Problem]:
     if (task := request.task) is None:
         return []
     wrong = [] if 0 <= task.begin <= 1 else [f"task.begin must be between 0 and 1, not {task.begin}"]
-    for stage in request.stages if task.keep else ():
-        if stage.representation is not None:
-            wrong += _check_keep(task.keep, stage.representation)
+    for i, stage in enumerate(request.stages):
+        if stage.representation is None:
+            continue
+        wrong += _check_keep(task.keep, stage.representation) if task.keep else []
+        wrong += [] if task.region is None else region_problems(task.region, stage.representation)
+        if i and task.region is not None:
+            wrong.append(f"stages.{i}.representation must be left out: an object that begins anew has no other outside")
     return [Problem("error", text if text.endswith("?") else f"{text}.") for text in wrong]
 
 
@@ -214,12 +222,15 @@ def _check_keep(keep: tuple[str, ...], representation: AnyRepresentation) -> lis
     return wrong
 
 
+def strange_words(text: str, known: tuple[str, ...] | None) -> list[str]:
+    """Words of a text that a prior which knows the words ``known`` does not; none if it knows any (None)."""
+    words = [] if known is None else re.findall(r"[^\W\d_]+|\d+", text.lower())
+    return [word for word in dict.fromkeys(words) if word not in (known or ())]
+
+
 def _check_words(request: Request, known: tuple[str, ...] | None) -> list[Problem]:
-    if known is None:
-        return []
-    words = re.findall(r"[^\W\d_]+|\d+", f"{request.prompt} {request.negative}".lower())
-    strange = [word for word in dict.fromkeys(words) if word not in known]
-    if not strange:
+    strange = strange_words(f"{request.prompt} {request.negative}", known)
+    if known is None or not strange:
         return []
     named = ", ".join(repr(word) for word in strange)
     return [

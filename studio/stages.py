@@ -44,12 +44,13 @@ class Stages:
             last: the run of the stage before.
 
         Raises:
-            RunError: an edit whose source is of another shape.
+            RunError: an edit whose source is of another shape, or has nothing in the region.
         """
         stage, device, seed = self.request.stages[index], self.prior.device, self.request.seed
         rng, spec = step_rng(seed, index, -1), self.request.representation(index)
         if index == 0 and self.source is not None:
-            representation: Representation = self.source.begin(spec, device)
+            region = None if self.request.task is None else self.request.task.region
+            representation: Representation = self.source.confined(spec, region, device)
         elif last is None:
             representation = spec.build(rng, device)
         elif stage.representation is None:
