@@ -1,0 +1,86 @@
+"""The Compare tab: two finished results side by side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from studio.app.service import Run, Service
+from studio.app.shelf import Shelf
+from studio.app.showing import model, picture
+from studio.app.viewing import MESH, SHEET, TURNTABLE, entry, view_file
+from studio.app.widgets import SHOWING, html
+from studio.app.words import result_words
+
+_MOST = 200
+_VIEWS = [("Mesh", MESH), ("Turntable", TURNTABLE), ("Contact sheet", SHEET)]
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """The parts that the page wires."""
+
+    service: Service
+    picks: list[Any]
+    """The two pickers."""
+    load: tuple[Callable[..., Any], list[Any], list[Any]]
+    """Function, inputs and outputs that fill the pickers."""
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Finished runs to choose from: what is shown, and what it stands for."""
+        runs = self.service.finished(limit=_MOST)
+        return [
+            (f"{prompt} · seed {seed} · {run.folder.name}", run.ref) for run, prompt, seed in map(self._entry, runs)
+        ]
+
+    def _entry(self, run: Run) -> tuple[Run, str, int]:
+        return entry(self.service, run)
+
+    def picked(self, ref: str, first: str | None, second: str | None) -> dict[Any, Any]:
+        """Updates that put a run beside the one that was picked before it."""
+        choices = self.choices()
+        pair = (ref, second) if not first or first == ref else (first, ref)
+        return {
+            pick: gr.Dropdown(choices=choices, value=one or None) for pick, one in zip(self.picks, pair, strict=True)
+        }
+
+
+def build_comparing(service: Service, shelf: Shelf) -> Comparing:
+    """Draw the tab."""
+    view = gr.Radio(_VIEWS, value=TURNTABLE, show_label=False, container=False, elem_id="dk-compare-view")
+    picks, sides = [], []
+    with gr.Row(elem_id="dk-compare"):
+        for letter in "AB":
+            with gr.Column(min_width=300):
+                picks.append(gr.Dropdown([], label=letter, allow_custom_value=True, filterable=True))
+                pictures = picture(f"Result {letter}")
+                meshes = model(f"dk-model-{letter}", 380)
+                sides.append((pictures, meshes, html("", "dk-facts", js="")))
+
+    def show(ref: str | None, wanted: str) -> tuple[Any, Any, str]:
+        run = service.find(ref or "")
+        if run is None:
+            return gr.Image(None, visible=wanted != MESH), gr.Model3D(None, visible=wanted == MESH), ""
+        path = view_file(shelf, run, entry(service, run)[1], wanted)
+        mesh = wanted == MESH
+        image = gr.Image(None if mesh else path, visible=not mesh)
+        return image, gr.Model3D(path if mesh else None, visible=mesh), _facts(service, run)
+
+    for pick, side in zip(picks, sides, strict=True):
+        gr.on([pick.change, view.change], show, [pick, view], list(side), **SHOWING)
+
+    comparing = Comparing(service, picks, (lambda: None, [], []))
+
+    def load() -> list[Any]:
+        choices = comparing.choices()
+        return [gr.Dropdown(choices=choices) for _ in picks]
+
+    return Comparing(service, picks, (load, [], picks))
+
+
+def _facts(service: Service, run: Run) -> str:
+    _, prompt, seed = entry(service, run)
+    words = " · ".join([f"seed {seed}", *result_words(run.report)])
+    return f"<b>{escape(prompt)}</b><p>{escape(words)}</p>"

@@ -1,0 +1,152 @@
+"""The Edit tab: the shown result, changed by another prompt, as a whole or inside a box."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from guidance.methods import AnyGuidance
+from guidance.prior_folder import read_hints
+from studio.app.pictures import boxed_views
+from studio.app.region import Box, Change, edit_request, groups_of
+from studio.app.service import Run, Service
+from studio.app.shell import edit_command
+from studio.app.viewing import entry
+from studio.app.widgets import QUIET, SHOWING, command, html
+from studio.codec import members
+from studio.edit import STEPS
+from studio.folder import RunError
+from studio.paths import resolve_prior
+from studio.request import LONGEST_PROMPT
+
+_NOT_YET = "Show a finished result; then say here what it is to become."
+_COMPARE = ("DDS", "PDS")
+_WHOLE = (-0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Editing:
+    """The parts that the page wires."""
+
+    service: Service
+    load: Callable[[str], Any]
+    """Draws the tab for a run."""
+    outputs: list[Any]
+    """Of ``load``."""
+    fields: list[Any]
+    button: gr.Button
+
+    def submitted(self, showing: Any) -> None:
+        """Let the button put the edit into the queue, and the page show it."""
+
+        def start(*values: Any) -> dict[Any, Any]:
+            run, change = _read(self.service, *values)
+            if run is None:
+                raise gr.Error(_NOT_YET, title="", print_exception=False)
+            try:
+                ref = self.service.submit_checked(edit_request(run.folder, change))
+            except (RunError, ValueError) as problem:
+                raise gr.Error(str(problem), title="", print_exception=False) from problem
+            return {showing.ref: ref, showing.view: ""}
+
+        self.button.click(start, self.fields, [showing.ref, showing.view], **QUIET).success(
+            showing.tick, showing.asked, showing.outputs, **SHOWING
+        )
+
+
+def build_editing(service: Service) -> Editing:
+    """Draw the tab."""
+    ref = gr.Textbox("", visible=False)
+    about = html("", "dk-about", js="")
+    prompt = gr.Textbox(label="What it is to be", lines=2, max_length=LONGEST_PROMPT, elem_id="dk-edit-prompt")
+    with gr.Row():
+        method = gr.Dropdown(_methods(), value="DDS", label="Method", min_width=150)
+        steps = gr.Number(STEPS, label="Steps", precision=0, minimum=1, min_width=90)
+    keep = gr.CheckboxGroup([], label="Keep as it is", visible=False)
+    inside = gr.Checkbox(False, label="Change only what lies inside a box", elem_id="dk-inside")
+    with gr.Column(visible=False) as region:
+        views = gr.Image(
+            interactive=False,
+            type="pil",
+            show_label=False,
+            buttons=[],
+            elem_id="dk-box-views",
+            alt_text="The box on four views",
+        )
+        sides = [_slider(axis, end) for axis in "xyz" for end in ("from", "to")]
+    button = gr.Button("Edit", variant="primary", elem_id="dk-edit")
+    shell = html("", "dk-shell-box", js="dreamkiln.copying(element);")
+    fields = [ref, prompt, method, steps, keep, inside, *sides]
+
+    def load(shown: str) -> tuple[Any, ...]:
+        run = _done(service, shown)
+        if run is None:
+            return (
+                shown,
+                f'<p class="dk-quiet">{_NOT_YET}</p>',
+                "",
+                gr.CheckboxGroup(visible=False),
+                gr.Button(interactive=False),
+                "",
+            )
+        words, groups = entry(service, run)[1], groups_of(service.request(run))
+        quiet = f'<p class="dk-quiet">Changes <b>{escape(words)}</b>; the result is a run of its own.</p>'
+        return (
+            shown,
+            quiet,
+            words,
+            gr.CheckboxGroup(groups, value=[], visible=len(groups) > 1),
+            gr.Button(interactive=True),
+            "",
+        )
+
+    def drawn(*values: Any) -> str:
+        run, change = _read(service, *values)
+        if run is None or not change.prompt.strip():
+            return ""
+        try:
+            return command(edit_command(run.folder, edit_request(run.folder, change), change.box))
+        except (RunError, ValueError) as problem:
+            return f'<p class="dk-note dk-bad">{escape(str(problem))}</p>'
+
+    def overlay(*values: Any) -> Any:
+        run, change = _read(service, *values)
+        if run is None or change.box is None:
+            return gr.skip()
+        hints = read_hints(resolve_prior(service.request(run).prior))
+        return boxed_views(run.folder, change.box[:3], change.box[3:], hints["distance"], hints["field_of_view"])
+
+    changes = [field.change for field in fields[1:]]
+    gr.on(changes, drawn, fields, shell, trigger_mode="always_last", **QUIET)
+    inside.change(lambda on: gr.Column(visible=on), inside, region, **QUIET)
+    gr.on([ref.change, *(f.change for f in fields[5:])], overlay, fields, views, trigger_mode="always_last", **QUIET)
+    return Editing(service, load, [ref, about, prompt, keep, button, shell], fields, button)
+
+
+def _methods() -> list[tuple[str, str]]:
+    """Those that compare with the object as it was come first."""
+    rest = [name for name in members(AnyGuidance) if name not in _COMPARE]
+    return [
+        *((f"{name}, changes little else", name) for name in _COMPARE),
+        *((f"{name}, distils anew", name) for name in rest),
+    ]
+
+
+def _slider(axis: str, end: str) -> gr.Slider:
+    value = _WHOLE[end == "to"]
+    return gr.Slider(-1, 1, value=value, step=0.02, label=f"{axis} {end}", elem_classes=["dk-side"])
+
+
+def _done(service: Service, ref: str) -> Run | None:
+    run = service.find(ref or "")
+    return run if run is not None and run.state == "done" else None
+
+
+def _read(service: Service, *values: Any) -> tuple[Run | None, Change]:
+    """The run and what is to change, out of the tab's components."""
+    ref, prompt, method, steps, keep, inside, *sides = values
+    x0, x1, y0, y1, z0, z1 = (float(side or 0.0) for side in sides)
+    box: Box | None = (min(x0, x1), min(y0, y1), min(z0, z1), max(x0, x1), max(y0, y1), max(z0, z1)) if inside else None
+    return _done(service, ref), Change(prompt or "", method or "DDS", int(steps or STEPS), tuple(keep or ()), box)

@@ -1,0 +1,107 @@
+"""The page: what is where, and which function answers what. What those functions do lies beside, without Gradio.
+
+The page keeps four small values in the browser (the run it shows, the view, what it has, settings that were changed),
+so a reload, a second device or a restarted server lose nothing. A timer asks twice a second for what is new.
+"""
+
+from typing import Any
+
+import gradio as gr
+
+from studio.app.api import build_api
+from studio.app.archive import Archive, build_archive
+from studio.app.comparing import Comparing, build_comparing
+from studio.app.editing import build_editing
+from studio.app.exporting import build_exporting
+from studio.app.looks import header
+from studio.app.making import Making, build_making
+from studio.app.service import Service
+from studio.app.shelf import Shelf
+from studio.app.showing import Showing, build_showing
+from studio.app.widgets import PRIVATE, QUIET, SHOWING, html
+from studio.options import UsageError
+
+TICK = 0.5
+"""Seconds between a page's questions."""
+
+
+def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
+    """The whole app; how it looks is ``studio.app.looks``."""
+    with gr.Blocks(title="Dreamkiln", analytics_enabled=False, fill_width=True, delete_cache=(3600, 24 * 3600)) as page:
+        html(header(), "dk-header", js="")
+        with gr.Tabs(elem_id="dk-main") as main:
+            with gr.Tab("Studio", id="studio"), gr.Row(elem_id="dk-studio"):
+                with gr.Column(scale=4, min_width=320, elem_id="dk-left"), gr.Tabs(elem_id="dk-tools") as tools:
+                    with gr.Tab("Make", id="make"):
+                        making = build_making(service)
+                    with gr.Tab("Edit", id="edit") as edit_tab:
+                        editing = build_editing(service)
+                    with gr.Tab("Export", id="export") as export_tab:
+                        exporting = build_exporting(service, shelf)
+                with gr.Column(scale=7, min_width=320, elem_id="dk-right"):
+                    showing = build_showing(service, shelf)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                comparing = build_comparing(service, shelf)
+            with gr.Tab("History", id="history") as history_tab:
+                archive = build_archive(service)
+        _wire(service, showing, making, comparing, archive, main, tools)
+        for tab, load in ((compare_tab, comparing.load), (history_tab, archive.load)):
+            tab.select(*load, **QUIET)
+        for tab, panel in ((edit_tab, editing), (export_tab, exporting)):
+            tab.select(panel.load, showing.ref, panel.outputs, **QUIET)
+            showing.ref.change(panel.load, showing.ref, panel.outputs, **QUIET)
+        editing.submitted(showing)
+        page.load(None, None, showing.ref, js="() => dreamkiln.job()", **PRIVATE).then(
+            showing.tick, showing.asked, showing.outputs, **SHOWING
+        ).then(showing.tick, showing.asked, showing.outputs, **SHOWING)
+        page.load(*making.refresh_all, **QUIET)
+        gr.Timer(TICK).tick(showing.tick, showing.asked, showing.outputs, **SHOWING)
+        build_api(service, shelf)
+    return page
+
+
+def _wire(
+    service: Service,
+    showing: Showing,
+    making: Making,
+    comparing: Comparing,
+    archive: Archive,
+    main: gr.Tabs,
+    tools: gr.Tabs,
+) -> None:
+    """Buttons whose effect crosses from one part of the page to another."""
+    acted = [showing.ref, main, tools, *making.fields, *comparing.picks, making.told]
+
+    def act(event: gr.EventData, first: str, second: str) -> dict[Any, Any]:
+        action, ref = str(event._data["act"]), str(event._data["ref"])
+        if action == "show":
+            return {showing.ref: ref, main: gr.Tabs(selected="studio")}
+        if action == "clone":
+            changes = making.restored_from(ref)
+            return {main: gr.Tabs(selected="studio"), tools: gr.Tabs(selected="make"), **changes}
+        if action == "compare":
+            return {main: gr.Tabs(selected="compare"), **comparing.picked(ref, first, second)}
+        try:
+            service.act(action, ref)
+        except ValueError as problem:
+            gr.Warning(str(problem), title="")
+        return {showing.ref: gr.skip()}
+
+    for panel in (showing.strip, showing.queue, showing.welcome, archive.cards):
+        panel.click(act, comparing.picks, acted, **QUIET).then(showing.tick, showing.asked, showing.outputs, **SHOWING)
+
+    def generate(*values: Any) -> dict[Any, Any]:
+        try:
+            ids = service.submit(making.form(*values))
+        except (UsageError, ValueError) as problem:
+            raise gr.Error(str(problem), title="", print_exception=False) from problem
+        return {showing.ref: ids[0], showing.view: ""}
+
+    for start in (making.button.click, making.fields[0].submit):
+        start(generate, making.fields, [showing.ref, showing.view], **QUIET).success(
+            showing.tick,
+            showing.asked,
+            showing.outputs,
+            js="(...values) => { dreamkiln.reveal(); return values; }",
+            **SHOWING,
+        )

@@ -1,0 +1,225 @@
+"""What the page and its API do: submit forms, find runs, say how they are. It owns no job: the store and folders do."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studio.app.form import Form, objections, request_of, wanted
+from studio.app.progress import Progress, Tail
+from studio.estimate import Estimate, estimate
+from studio.folder import RunError, read_request
+from studio.jobs.store import Item, Job, Store
+from studio.options import UsageError
+from studio.request import Problem, Request, check
+
+_MOST_SHOWN = 40
+"""Jobs in the list of the page, besides those that run."""
+_TAILS = 256
+
+
+@dataclass(frozen=True)
+class Run:
+    """Something the page can show: a job, or a folder that the command line made."""
+
+    ref: str
+    """What the page's address calls it: the job's id, else the folder's name below home."""
+    folder: Path
+    job: Job | None
+
+    @property
+    def state(self) -> str:
+        """The job's state; of a folder without one, whether it is finished."""
+        if self.job is not None:
+            return self.job.state
+        return "done" if (self.folder / "report.json").is_file() else "stopped"
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What ``report.json`` says; {} while there is none."""
+        try:
+            found = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a form comes to, before it is submitted."""
+
+    request: Request | None
+    jobs: int
+    prompts: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    estimate: Estimate | None
+
+    @property
+    def refused(self) -> bool:
+        """Whether it cannot be submitted."""
+        return any(problem.severity == "error" for problem in self.problems)
+
+
+class Service:
+    """The studio behind a page: one home of runs, its store, and the priors that may be named."""
+
+    def __init__(self, home: Path, priors: Mapping[str, str]):
+        self.home = home.absolute()
+        self.store = Store(self.home)
+        self.priors = dict(priors)
+        self._tails: dict[Path, Tail] = {}
+        self._lock = threading.Lock()
+
+    # Making --------------------------------------------------------------------------------------------------------
+
+    def plan(self, form: Form) -> Plan:
+        """What would be made, how long that takes, and every objection to it."""
+        try:
+            request, jobs = request_of(form, self.priors), wanted(form)
+            problems = tuple(objections(form, request))
+        except ValueError as problem:
+            return Plan(None, 0, (), (Problem("error", str(problem)),), None)
+        prompts = tuple(dict.fromkeys(job.prompt for job in jobs))
+        first = dataclasses.replace(request, prompt=prompts[0])
+        return Plan(first, len(jobs), prompts, problems, estimate(first, self.home))
+
+    def submit(self, form: Form) -> list[str]:
+        """Put the jobs of a form into the queue; returns their ids, the first to be done first.
+
+        Raises:
+            UsageError: it is refused; in words.
+        """
+        plan = self.plan(form)
+        if plan.request is None or plan.refused:
+            raise UsageError("\n".join(p.text for p in plan.problems if p.severity == "error"))
+        return self.store.submit(plan.request, [Item(job.prompt, job.seed) for job in wanted(form)], folders=True)
+
+    def submit_checked(self, request: Request) -> str:
+        """Put one request into the queue, such as an edit; returns its id.
+
+        Raises:
+            UsageError: there are objections to it; in words.
+        """
+        errors = [problem.text for problem in check(request) if problem.severity == "error"]
+        if errors:
+            raise UsageError("\n".join(errors))
+        return self.store.submit(request, [Item(request.prompt, request.seed)], folders=True)[0]
+
+    # Finding -------------------------------------------------------------------------------------------------------
+
+    def find(self, ref: str) -> Run | None:
+        """The run of a job's id, or of a folder's name below home; None if there is none."""
+        if re.fullmatch(r"[0-9a-f]{12}", ref):
+            with contextlib.suppress(KeyError):
+                job = self.store.job(ref)
+                return Run(ref, Path(job.folder), job)
+        folder = self.home / ref
+        if not ref or "\0" in ref or ref.startswith((".", "/")) or ".." in Path(ref).parts:
+            return None
+        inside = folder.resolve().is_relative_to(self.home.resolve())
+        return Run(ref, folder, None) if inside and (folder / "request.json").is_file() else None
+
+    def request(self, run: Run) -> Request:
+        """What a run was asked to make.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        if run.job is not None:
+            return self.store.request(run.job)
+        return read_request(run.folder)
+
+    def progress(self, run: Run) -> Progress:
+        """How far a run is."""
+        with self._lock:
+            if len(self._tails) >= _TAILS:
+                self._tails.clear()
+            return self._tails.setdefault(run.folder, Tail(run.folder)).progress()
+
+    def listed(self) -> list[Run]:
+        """Jobs for the list on the page: what runs, then the queue in order, then what ended last."""
+        states = ("running", "paused", "queued")
+        active = [job for state in states for job in self.store.jobs([state], limit=_MOST_SHOWN)]
+        ended = self.store.jobs(["failed", "cancelled", "done"], limit=5, newest_first=True)
+        return [Run(job.id, Path(job.folder), job) for job in [*active, *ended]]
+
+    def finished(self, search: str = "", limit: int = 60) -> list[Run]:
+        """Finished runs, newest first: the store's, and those that the command line left in the same home."""
+        jobs = self.store.jobs(["done"], search=search, limit=limit, newest_first=True)
+        runs = [Run(job.id, Path(job.folder), job) for job in jobs if (Path(job.folder) / "result.glb").is_file()]
+        known = {Path(job.folder).absolute() for job in self.store.jobs(["done"])}
+        strangers = [p.parent for p in self.home.glob("*/report.json") if p.parent.absolute() not in known]
+        for folder in strangers:
+            if (folder / "result.glb").is_file() and _matches(folder, search):
+                runs.append(Run(folder.name, folder, None))
+        return sorted(runs, key=_ended, reverse=True)[:limit]
+
+    # Changing ------------------------------------------------------------------------------------------------------
+
+    def act(self, action: str, ref: str) -> None:
+        """Do what a button of the page says to a job, or to the queue.
+
+        Raises:
+            ValueError: no such action or job, or it cannot be done now; in words.
+        """
+        plain = {
+            "pause": self.store.pause,
+            "resume": self.store.resume,
+            "cancel": self.store.cancel,
+            "retry": self.store.retry,
+            "clear": self.store.clear,
+        }
+        try:
+            if action == "hold":
+                self.store.hold_queue("held from the page")
+            elif action == "release":
+                self.store.release_queue()
+            elif action in ("up", "down"):
+                self._move(ref, up=action == "up")
+            elif action in plain:
+                plain[action](ref)
+            else:
+                raise ValueError(f"No action {action!r}.")
+        except KeyError as problem:
+            raise ValueError(str(problem.args[0] if problem.args else problem)) from problem
+
+    def _move(self, ref: str, up: bool) -> None:
+        """One place up or down in the queue."""
+        queue = [job.id for job in self.store.jobs(["queued"])]
+        if ref not in queue:
+            raise ValueError("Only a job that waits in the queue has a place in it.")
+        at = queue.index(ref)
+        rest = [*queue[:at], *queue[at + 1 :]]
+        to = max(0, at - 1) if up else min(len(rest), at + 1)
+        self.store.move(ref, rest[to] if to < len(rest) else None)
+
+    def stamp(self, run: Run | None) -> Sequence[Any]:
+        """Changes whenever anything that the page shows of a run or of the queue does."""
+        own = () if run is None else tuple(_stat(run.folder / name) for name in ("events.jsonl", "report.json"))
+        return (self.store.changed(), *own)
+
+
+def _matches(folder: Path, search: str) -> bool:
+    try:
+        return search.strip().lower() in read_request(folder).prompt.lower()
+    except RunError:
+        return False
+
+
+def _ended(run: Run) -> float:
+    if run.job is not None and run.job.ended is not None:
+        return run.job.ended
+    return _stat(run.folder / "report.json")[0]
+
+
+def _stat(path: Path) -> tuple[float, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0.0, 0)
+    return (found.st_mtime, found.st_size)

@@ -1,0 +1,138 @@
+"""The right side of the page: the run that is shown, in several views, and the list of jobs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from studio.app.service import Service
+from studio.app.shelf import Shelf
+from studio.app.viewing import LIVE, MAPS, MESH, REPORT, SHEET, SPLATS, TURNTABLE, frame
+from studio.app.widgets import QUIET, SHOWING, html
+
+CAMERA = (55, 70, None)
+"""Degrees around and from above, and the viewer's own distance."""
+_STRIP_JS = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (button) trigger('click', {...button.dataset});
+});
+watch('value', () => dreamkiln.shown(element));
+"""
+_LIST_JS = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (!button) return;
+  if (button.dataset.act === 'show') dreamkiln.reveal();
+  trigger('click', {...button.dataset});
+});
+"""
+
+
+@dataclass(frozen=True)
+class Showing:
+    """The parts that the page wires."""
+
+    service: Service
+    shelf: Shelf
+    ref: gr.Textbox
+    """The run that is shown: see ``Run.ref``."""
+    view: gr.Textbox
+    seen: gr.JSON
+    strip: gr.HTML
+    queue: gr.HTML
+    welcome: gr.HTML
+    stage: gr.Column
+    tabs: gr.Tabs
+    splats: gr.Tab
+    results: list[gr.Tab]
+    """Tabs that only a finished run has."""
+    pieces: dict[str, Any]
+    """Components by the names that ``frame`` uses."""
+
+    @property
+    def asked(self) -> list[Any]:
+        """Inputs of ``tick``."""
+        return [self.ref, self.view, self.seen]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Outputs of ``tick``."""
+        return [self.view, self.seen, self.stage, self.tabs, self.splats, *self.results, *self.pieces.values()]
+
+    def tick(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
+        """What is new for a page."""
+        new = frame(self.service, self.shelf, ref or "", view or "", seen or {})
+        if new is None:
+            return {self.view: gr.skip()}
+        updates: dict[Any, Any] = {self.pieces[name]: piece for name, piece in new.pieces.items()}
+        if new.flags:
+            updates[self.stage] = gr.Column(visible=new.flags["any"])
+            shown = not new.flags["any"]
+            words = new.pieces.get("welcome")
+            updates[self.welcome] = gr.HTML(visible=shown) if words is None else gr.HTML(words, visible=shown)
+            updates |= {tab: gr.Tab(visible=new.flags["done"]) for tab in self.results}
+            updates[self.splats] = gr.Tab(visible=new.flags["splats"] and new.flags["done"])
+        if new.turned:
+            updates[self.tabs] = gr.Tabs(selected=new.view or LIVE)
+        return {**updates, self.view: new.view, self.seen: new.seen}
+
+
+def build_showing(service: Service, shelf: Shelf) -> Showing:
+    """Draw the right side."""
+    ref, view = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
+    seen = gr.JSON({}, visible=False)
+    strip = html("", "dk-strip-box", js=_STRIP_JS)
+    welcome = html("", "dk-welcome-box", js=_LIST_JS)
+    tabs: dict[str, gr.Tab] = {}
+    pieces: dict[str, Any] = {"strip": strip, "welcome": welcome}
+    with gr.Column(visible=False, elem_id="dk-stage") as stage, gr.Tabs(elem_id="dk-views") as holder:
+        with gr.Tab("Making", id=LIVE) as tabs[LIVE]:
+            pieces[LIVE] = html("", "dk-live-box", js="")
+        with gr.Tab("Mesh", id=MESH, visible=False) as tabs[MESH]:
+            pieces[MESH] = model("dk-mesh")
+        with gr.Tab("Splats", id=SPLATS, visible=False) as tabs[SPLATS]:
+            pieces[SPLATS] = model("dk-splats")
+        with gr.Tab("Turntable", id=TURNTABLE, visible=False) as tabs[TURNTABLE]:
+            pieces[TURNTABLE] = picture("The object, turning")
+        with gr.Tab("Maps", id=MAPS, visible=False) as tabs[MAPS]:
+            pieces[MAPS] = picture("Base colour texture")
+        with gr.Tab("Contact sheet", id=SHEET, visible=False) as tabs[SHEET]:
+            pieces[SHEET] = picture("The object beside what the prior draws", wide=True)
+        with gr.Tab("Report", id=REPORT, visible=False) as tabs[REPORT]:
+            pieces[REPORT] = html("", "dk-report-box", js="")
+    pieces["queue"] = queue = html("", "dk-queue-box", js=_LIST_JS)
+    results = [tabs[name] for name in (MESH, TURNTABLE, MAPS, SHEET, REPORT)]
+    showing = Showing(
+        service, shelf, ref, view, seen, strip, queue, welcome, stage, holder, tabs[SPLATS], results, pieces
+    )
+    for name, tab in tabs.items():
+        tab.select(lambda name=name: name, None, view, **QUIET).then(
+            showing.tick, showing.asked, showing.outputs, **SHOWING
+        )
+    return showing
+
+
+def model(name: str, height: int = 440) -> gr.Model3D:
+    """A viewer of a mesh or a cloud; it keeps its camera as long as it is sent nothing."""
+    return gr.Model3D(
+        interactive=False,
+        show_label=False,
+        height=height,
+        camera_position=CAMERA,
+        elem_id=name,
+        elem_classes=["dk-model"],
+    )
+
+
+def picture(words: str, wide: bool = False) -> gr.Image:
+    """A picture as large as its place allows."""
+    return gr.Image(
+        interactive=False,
+        type="filepath",
+        show_label=False,
+        alt_text=words,
+        height=None if wide else 440,
+        buttons=["download", "fullscreen"],
+        elem_classes=["dk-picture"],
+    )

@@ -1,0 +1,155 @@
+"""What the right side of the page shows of a run, piece by piece, and which pieces a page does not have yet.
+
+A page says what it has (``seen``), and gets what differs. So a viewer is never sent the file that it shows already,
+which would put its camera back.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from studio.app import panels
+from studio.app.progress import Progress
+from studio.app.service import Run, Service
+from studio.app.shelf import Shelf, base_colour, fitted_splats
+from studio.folder import RunError, slug
+
+LIVE, MESH, SPLATS, TURNTABLE, MAPS, SHEET, REPORT = VIEWS = (
+    "live",
+    "mesh",
+    "splats",
+    "turntable",
+    "maps",
+    "sheet",
+    "report",
+)
+FILES = (MESH, SPLATS, TURNTABLE, MAPS, SHEET)
+"""Views of a file; the others are HTML."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a page is to change."""
+
+    view: str
+    """The view it is to show."""
+    turned: bool
+    """Whether that is another view than the page showed; its file follows with the next frame."""
+    pieces: dict[str, str | None]
+    """By name: HTML, or the path of a file, or None for none; only what the page does not have."""
+    flags: dict[str, bool]
+    """Whether there is a run, whether it has gaussians, whether it is finished; {} unless one of them changed."""
+    seen: dict[str, Any]
+    """To be sent with the next question."""
+
+
+def frame(service: Service, shelf: Shelf, ref: str, view: str, seen: dict[str, Any]) -> Frame | None:
+    """What a page has to change to show ``ref`` in ``view``; None: nothing."""
+    run = service.find(ref) if ref else None
+    stamp = [ref, view, *map(str, service.stamp(run))]
+    if seen.get("stamp") == stamp:
+        return None
+    flags = _flags(run)
+    chosen = _view(run, ref, view, seen, flags)
+    turned = chosen != view
+    pieces = _pieces(service, shelf, run, "" if turned else chosen)
+    if ref != seen.get("ref"):
+        pieces = {**dict.fromkeys(FILES), LIVE: "", REPORT: "", **pieces}
+    had = seen.get("digests", {})
+    digests = {name: _digest(piece) for name, piece in pieces.items()}
+    fresh = {name: piece for name, piece in pieces.items() if digests[name] != had.get(name, _digest(None))}
+    now = {"stamp": None if turned else stamp, "ref": ref, "flags": flags, "digests": {**had, **digests}}
+    changed = flags if flags != seen.get("flags") else {}
+    return Frame(chosen, turned, fresh, changed, now)
+
+
+def _flags(run: Run | None) -> dict[str, bool]:
+    if run is None:
+        return {"any": False, "splats": False, "done": False}
+    return {"any": True, "splats": (run.folder / "splats.ply").is_file(), "done": run.state == "done"}
+
+
+def _view(run: Run | None, ref: str, view: str, seen: dict[str, Any], flags: dict[str, bool]) -> str:
+    """The view for a run: a finished one shows its mesh at first, any other its making."""
+    if run is None:
+        return ""
+    before = seen.get("flags", {}) if seen.get("ref") == ref else {}
+    just_done = flags["done"] and not before.get("done")
+    if not flags["done"]:
+        return view if view == REPORT and before else LIVE
+    if (just_done and view in ("", LIVE)) or view not in VIEWS or (view == SPLATS and not flags["splats"]):
+        return MESH
+    return view
+
+
+def _pieces(service: Service, shelf: Shelf, run: Run | None, view: str) -> dict[str, str | None]:
+    """HTML that is always there, and what the one view needs."""
+    held = service.store.queue_held()
+    rows = [(r, service.progress(r), _position(service, r)) for r in service.listed()]
+    pieces: dict[str, str | None] = {"queue": panels.queue(rows, held, run.ref if run else "")}
+    if run is None:
+        recent = [entry(service, found) for found in service.finished(limit=4)]
+        return {
+            **pieces,
+            "strip": panels.strip(None, "", Progress(), None, False, ""),
+            "welcome": panels.welcome(recent),
+        }
+    progress = service.progress(run)
+    prompt, told = _told(service, run)
+    pieces["strip"] = panels.strip(run, prompt, progress, _position(service, run), held is not None, told)
+    if view == LIVE:
+        pieces[LIVE] = panels.live(run, progress)
+    elif view == REPORT:
+        pieces[REPORT] = panels.report(run)
+    elif view in FILES:
+        pieces[view] = view_file(shelf, run, prompt, view)
+    return pieces
+
+
+def view_file(shelf: Shelf, run: Run, prompt: str, view: str) -> str | None:
+    """The path of what a viewer shows of a run; None if the run has none."""
+    folder, name = run.folder, slug(prompt)
+    try:
+        if view == MESH:
+            return shelf.copy(folder / "result.glb", f"{name}.glb")
+        if view == SPLATS:
+            return shelf.made(
+                folder / "splats.ply", f"{name}.ply", lambda path: fitted_splats(folder / "splats.ply", path)
+            )
+        if view == TURNTABLE:
+            return shelf.copy(folder / "turntable.webp", f"{name}.webp")
+        if view == MAPS:
+            return shelf.made(
+                folder / "result.glb", f"{name}-colour.png", lambda path: base_colour(folder / "result.glb", path)
+            )
+        return shelf.copy(folder / "contact_sheet.png", f"{name}-sheet.png")
+    except (OSError, ValueError):  # being written, or damaged: the report says more than a viewer could
+        return None
+
+
+def entry(service: Service, run: Run) -> tuple[Run, str, int]:
+    """A finished run for the gallery: with its prompt and seed."""
+    if run.job is not None:
+        return run, run.job.prompt, run.job.seed
+    request = service.request(run)
+    return run, request.prompt, request.seed
+
+
+def _told(service: Service, run: Run) -> tuple[str, str]:
+    """A run's prompt, and what was asked for besides it, in short."""
+    try:
+        request = service.request(run)
+    except RunError:
+        return (run.job.prompt if run.job else run.ref), ""
+    seed = run.job.seed if run.job else request.seed
+    words = f"edit of {request.task.source.name}, seed {seed}" if request.task else f"seed {seed}"
+    return (run.job.prompt if run.job else request.prompt), words
+
+
+def _position(service: Service, run: Run) -> int | None:
+    return service.store.position(run.ref) if run.job is not None and run.state == "queued" else None
+
+
+def _digest(piece: str | None) -> str:
+    return hashlib.sha256(json.dumps(piece).encode()).hexdigest()[:16]

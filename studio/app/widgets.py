@@ -1,0 +1,42 @@
+"""Small things that all parts of the page are made of."""
+
+import shlex
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""An event that is no part of the HTTP API."""
+QUIET: dict[str, Any] = {**PRIVATE, "queue": False}
+"""The same, answered at once: nothing quick waits behind what takes its time."""
+SHOWING: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
+"""An event that sends files to viewers. Not answered at once: Gradio 6.31 then sets a viewer's value twice, and the
+second time cancels the loading of the first, which leaves the viewer blank for good."""
+
+_CLICKS = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-act]');
+  if (button) trigger('click', {...button.dataset});
+});
+"""
+
+
+def html(value: str, name: str, js: str = _CLICKS) -> gr.HTML:
+    """A piece of HTML; a click on anything in it with ``data-act`` arrives as an event with the data of that."""
+    return gr.HTML(value, elem_classes=[name], js_on_load=js or None, apply_default_css=False)
+
+
+def command(text: str) -> str:
+    """A shell command to read and copy; "" for none."""
+    if not text:
+        return ""
+    return (
+        '<details class="dk-shell"><summary>The same in a shell</summary><div><pre>'
+        f'{escape(text)}</pre><button type="button" class="dk-text" data-copy>Copy</button></div></details>'
+    )
+
+
+def quoted(words: list[str]) -> str:
+    """Words of a command as a shell reads them."""
+    return shlex.join(words)
