@@ -276,6 +276,19 @@ class Store:
                 write_card(job.folder, card_of(job, "cleared"))
             db.execute("DELETE FROM jobs WHERE id = ?", (id,))
 
+    def set_limits(self, batch: str, limit: int, timeout: float | None) -> None:
+        """Change the limits of a batch's jobs that are not done.
+
+        Args:
+            batch: its name.
+            limit: failures after which a job stays failed.
+            timeout: seconds that an attempt may take.
+        """
+        with self.database.write() as db:
+            db.execute(
+                "UPDATE jobs SET most = ?, timeout = ? WHERE batch = ? AND state <> 'done'", (limit, timeout, batch)
+            )
+
     # The queue and its workers ----------------------------------------------------------------------------------------
 
     def hold_queue(self, reason: str = "") -> None:

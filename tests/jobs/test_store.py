@@ -279,3 +279,9 @@ def test_settings_that_cannot_be_read_fail_the_job_in_words(store: Store, templa
         db.execute("""UPDATE settings SET request = replace(request, '"negative"', '"negatif"')""")
     assert store.claim("w") is None
     assert (store.job(id).state, store.job(id).error) == ("failed", "request: no 'negatif'; did you mean 'negative'?")
+
+
+def test_limits_of_a_batch_can_change_until_a_job_is_done(store: Store, template: Request) -> None:
+    ours, other = submitted(store, template, "a", batch="one"), submitted(store, template, "b", batch="two")
+    store.set_limits("one", 7, 30.0)
+    assert [(store.job(id).limit, store.job(id).timeout) for id in (*ours, *other)] == [(7, 30.0), (3, None)]
