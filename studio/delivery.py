@@ -96,6 +96,7 @@ def _export(
         field_of_view=prior.hints["field_of_view"],
         samples=samples,
         before=None if before is None else before.scene(variant=variant).detach(),
+        region=None if request.task is None else request.task.region,
     )
     of = f" of particle {variant}" if variant else ""
     while True:

@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from representations.box import Box
 from representations.cameras import Cameras, orbit
 from representations.scene import Mesh, RenderOutput, Scene
 from representations.splat_scene import SplatScene
 from representations.textured_mesh import TexturedMesh
 from studio.checkpoints import write_atomically
 from studio.export.bake import Baked, bake
-from studio.export.cleanup import clean, is_watertight
+from studio.export.cleanup import clean, is_watertight, spliced
 from studio.export.glb import glb_bytes, load_glb
 from studio.export.measure import iou, psnr
 from studio.export.pictures import Row, contact_sheet, turntable
@@ -76,13 +77,27 @@ class Asset:
         return self.baked.mesh
 
 
-def surfaced(scene: Scene, *, faces: int, grid: int, smoothing: int = 0) -> Generator[str, None, Mesh]:
+@dataclass(frozen=True)
+class Kept:
+    """What an edit inside a box leaves as it was: outside of ``region`` the surface is that of ``scene``.
+
+    The two scenes look the same there, but each has its own threshold of density between matter and air.
+    """
+
+    scene: Scene
+    region: Box
+
+
+def surfaced(
+    scene: Scene, *, faces: int, grid: int, smoothing: int = 0, kept: Kept | None = None
+) -> Generator[str, None, Mesh]:
     """The clean surface of a scene; yields the name of each phase as it begins.
 
     Args:
         faces: the most triangles, about.
         grid: cells a side of the bounding cube for surface extraction.
         smoothing: rounds of Taubin smoothing.
+        kept: what the surface is elsewhere than in a box.
 
     Raises:
         EmptySceneError: nothing solid; the message has the numbers.
@@ -90,24 +105,33 @@ def surfaced(scene: Scene, *, faces: int, grid: int, smoothing: int = 0) -> Gene
     yield "extract"
     with torch.no_grad():
         raw = scene.to_mesh(grid)
+        if kept is not None:
+            raw = spliced(kept.scene.to_mesh(grid), raw, kept.region)
     yield "clean"
     return clean(raw, faces, smoothing)
 
 
 def textured(
-    scene: Scene, *, faces: int, texture: int, grid: int, unwrap_timeout: float = 60.0, smoothing: int = 0
+    scene: Scene,
+    *,
+    faces: int,
+    texture: int,
+    grid: int,
+    unwrap_timeout: float = 60.0,
+    smoothing: int = 0,
+    kept: Kept | None = None,
 ) -> Generator[str, None, Asset]:
     """Make a textured mesh of a scene; yields the name of each phase as it begins.
 
     Args:
-        faces, grid, smoothing: as for ``surfaced``.
+        faces, grid, smoothing, kept: as for ``surfaced``.
         texture: texels a side.
         unwrap_timeout: seconds for xatlas before a projection takes its place.
 
     Raises:
         EmptySceneError: nothing solid; the message has the numbers.
     """
-    surface = yield from surfaced(scene, faces=faces, grid=grid, smoothing=smoothing)
+    surface = yield from surfaced(scene, faces=faces, grid=grid, smoothing=smoothing, kept=kept)
     yield "unwrap"
     unwrapped = unwrap(surface, texture, unwrap_timeout)
     yield "bake"
@@ -127,6 +151,7 @@ def export_asset(
     field_of_view: float,
     samples: Float[Tensor, "n 3 h w"] | None = None,
     before: Scene | None = None,
+    region: Box | None = None,
     picture: int = 256,
     frames: int = 30,
     unwrap_timeout: float = 60.0,
@@ -146,6 +171,7 @@ def export_asset(
         distance, field_of_view: of the cameras that look back at the result, in world units and degrees.
         samples: the prior's own pictures, for the contact sheet.
         before: what an edit began with, for the contact sheet.
+        region: the box outside of which the surface stays that of ``before``.
         picture: pixels a side of compared pictures and of the turntable.
         frames: of the turntable.
 
@@ -157,8 +183,9 @@ def export_asset(
     if isinstance(scene, SplatScene):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "splats.ply", splat_ply_bytes(scene))
+    kept = None if before is None or region is None else Kept(before, region)
     phases = textured(
-        scene, faces=faces, texture=texture, grid=grid, unwrap_timeout=unwrap_timeout, smoothing=smoothing
+        scene, faces=faces, texture=texture, grid=grid, unwrap_timeout=unwrap_timeout, smoothing=smoothing, kept=kept
     )
     made = yield from clock.timed(phases)
     mesh = made.mesh

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from representations.box import Box, depth_inside
 from representations.scene import EmptySceneError, Mesh
 
 FLOATER_SHARE = 0.05
@@ -34,6 +35,22 @@ def clean(mesh: Mesh, faces: int, smoothing: int = 0) -> Mesh:
     if not len(reduced.faces):
         raise EmptySceneError(f"no surface is left of {len(mesh.faces)} faces after cleaning")
     return reduced
+
+
+def spliced(outer: Mesh, inner: Mesh, box: Box) -> Mesh:
+    """The surface of ``outer`` outside a box and of ``inner`` inside, one closed solid where both are.
+
+    Where either is no oriented manifold there is no telling its inside: then faces go by where their centres lie, and
+    the two parts meet without being joined.
+    """
+    import manifold3d
+
+    solids = _manifold(outer), _manifold(inner)
+    if solids[0] is None or solids[1] is None:
+        return _by_centres(outer, inner, box)
+    size = [high - low for low, high in zip(box.low, box.high, strict=True)]
+    block = manifold3d.Manifold.cube(size).translate(box.low)
+    return _from_manifold((solids[0] - block) + (solids[1] ^ block), inner)
 
 
 def drop_floaters(mesh: Mesh) -> Mesh:
@@ -105,6 +122,13 @@ def _united(mesh: Mesh) -> Mesh:
         return mesh
     parts = solid.decompose()
     return _from_manifold(manifold3d.Manifold.batch_boolean(parts, manifold3d.OpType.Add), mesh) if parts[1:] else mesh
+
+
+def _by_centres(outer: Mesh, inner: Mesh, box: Box) -> Mesh:
+    corners = box.corners.to(inner.vertices)
+    within = [depth_inside(mesh.vertices[mesh.faces].mean(1), corners) > 0 for mesh in (outer, inner)]
+    faces = torch.cat([outer.faces[~within[0]], inner.faces[within[1]] + len(outer.vertices)])
+    return Mesh(torch.cat([outer.vertices, inner.vertices]), faces)
 
 
 def _decimated(mesh: Mesh, faces: int) -> Mesh:

@@ -16,11 +16,12 @@ from representations.scene import Scene
 from studio.checkpoints import write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import encode, nearest
-from studio.edit import Source, finished
+from studio.edit import Source, finished, own_source
 from studio.events import Working
+from studio.export.asset import Kept
 from studio.export.formats import CLOUDS, ENDINGS, Format, encoded
 from studio.folder import RunError, plain, slug
-from studio.request import export_problems
+from studio.request import Edit, export_problems
 from studio.verbs import complain, in_words
 
 
@@ -111,6 +112,7 @@ def export_run(
         return _copied(made, path)
     scene = _scene(source, particle, device)
     _refuse_mismatch(scene, format)
+    kept = _kept(run, source.request.task, particle, device)
     settings = encode(dataclasses.replace(source.request, export=size))
     content = yield from encoded(
         scene,
@@ -121,6 +123,7 @@ def export_run(
         texture=size.texture,
         grid=size.grid,
         smoothing=size.smoothing,
+        kept=kept,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
@@ -172,6 +175,15 @@ def _scene(source: Source, particle: int, device: str) -> Scene:
         have = f"particles 0 to {last}" if last else "one object, particle 0"
         raise RunError(f"There is no particle {particle}: the run made {have}.")
     return representation.scene(variant=particle).detach()
+
+
+def _kept(run: Path, task: Edit | None, particle: int, device: str) -> Kept | None:
+    """What an edit inside a box began with."""
+    from studio.run import choose_device
+
+    if task is None or task.region is None:
+        return None
+    return Kept(_scene(own_source(run, task, choose_device(device)), particle, device), task.region)
 
 
 def _refuse_mismatch(scene: Scene, format: Format) -> None:

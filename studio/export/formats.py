@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from representations.scene import Mesh, Scene
 from representations.splat_scene import SH_ZERO, SplatScene
 from representations.textured_mesh import TexturedMesh, sample_texture
-from studio.export.asset import Asset, surfaced, textured
+from studio.export.asset import Asset, Kept, surfaced, textured
 from studio.export.glb import glb_bytes, quantised, require_valid
 from studio.export.pictures import png_bytes
 from studio.export.splat_ply import splat_ply_bytes
@@ -51,14 +51,15 @@ def encoded(
     faces: int,
     texture: int,
     grid: int,
-    **more: Any,
+    smoothing: int = 0,
+    kept: Kept | None = None,
 ) -> Generator[str, None, bytes]:
     """A scene as the bytes of a file; yields the name of each phase as it begins.
 
     Args:
         settings: plain JSON values that travel with a GLB or an OBJ.
         name: of the files inside a ZIP, letters, digits and hyphens.
-        faces, texture, grid: as for ``textured``; so is ``more``.
+        faces, texture, grid, smoothing, kept: as for ``textured``.
 
     Raises:
         EmptySceneError: nothing solid; the message has the numbers.
@@ -70,10 +71,10 @@ def encoded(
         yield "write"
         return splat_ply_bytes(scene) if format == "splat-ply" else splat_bytes(scene)
     if format == "stl":
-        surface = yield from surfaced(scene, faces=faces, grid=grid, smoothing=more.get("smoothing", 0))
+        surface = yield from surfaced(scene, faces=faces, grid=grid, smoothing=smoothing, kept=kept)
         yield "write"
         return stl_bytes(surface)
-    asset = yield from textured(scene, faces=faces, texture=texture, grid=grid, **more)
+    asset = yield from textured(scene, faces=faces, texture=texture, grid=grid, smoothing=smoothing, kept=kept)
     yield "write"
     if format == "glb":
         return glb_bytes(asset.mesh, settings)
