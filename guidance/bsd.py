@@ -16,6 +16,7 @@ from guidance.drawing import make_draw, timestep_bounds
 from guidance.losses import distil, distillation_loss
 from guidance.noising import Weighting, add_noise, clean_estimate, weighted
 from guidance.schedules import Schedule
+from guidance.sharing import Share
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class BSD:
         if not self._prior_turn(state):
             return distil(self, state, prior, views, condition, progress, rng)
         latents = prior.encode(views.images)
-        draw = make_draw(latents, timestep_bounds(prior, self.t_min, self.t_max, progress), rng)
+        draw = make_draw(latents, timestep_bounds(prior, self.t_min, self.t_max, progress), rng, share=views.share)
         return dataclasses.replace(distillation_loss(latents, torch.zeros_like(latents), draw), resting=True)
 
     def train_critic(
@@ -114,15 +115,16 @@ class BSD:
         state.steps += 1
         with torch.no_grad():
             latents = prior.encode(views.images)
-        shared = self.controls.shared_t or self.controls.group
+        shared, share = self.controls.shared_t or self.controls.group, views.share
         if not prior_turn:
-            return state.critic.train_step(prior, latents, condition, rng, shared)
+            return state.critic.train_step(prior, latents, condition, rng, shared, share)
         if step % self.refresh == 0 or not state.pictures:
-            made = self._edited(state, prior, latents, condition, rng)
-            state.pictures = [*state.pictures, *_taken_apart(made, condition)][-self.album :]
-        picked = torch.randint(len(state.pictures), (len(latents),), generator=rng).tolist()
+            made = self._edited(state, prior, latents, condition, rng, share)
+            state.pictures = [*state.pictures, *_taken_apart(made, condition, share)][-self.album :]
+        count = share.total(len(latents))
+        picked = share.own(torch.randint(len(state.pictures), (count,), generator=rng)).tolist()
         examples, about = _put_together([state.pictures[i] for i in picked])
-        learnt = state.tuning.train_step(prior, examples, about, rng, shared)
+        learnt = state.tuning.train_step(prior, examples, about, rng, shared, share)
         return {name.replace("critic", "prior"): value for name, value in learnt.items()}
 
     def _prior_turn(self, state: "Bootstrap") -> bool:
@@ -136,10 +138,12 @@ class BSD:
         latents: Float[Tensor, "b c i j"],
         condition: Condition,
         rng: torch.Generator,
+        share: Share,
     ) -> Float[Tensor, "b c i j"]:
         """Renders, noised and denoised again by the tuned prior in a few deterministic steps."""
         tuned, start = state.tuned(prior), round(self.strength * (len(prior.alphas_cumprod) - 1))
-        clean, eps = latents, torch.randn(latents.shape, generator=rng).to(latents)
+        drawn = torch.randn((share.total(len(latents)), *latents.shape[1:]), generator=rng)
+        clean, eps = latents, share.own(drawn).to(latents)
         for i in range(self.edit_steps):
             t = torch.full((len(latents),), start * (self.edit_steps - i) // self.edit_steps, device=latents.device)
             noisy = add_noise(prior, clean, eps, t)
@@ -175,14 +179,15 @@ def _told(condition: Condition) -> Condition:
     return dataclasses.replace(condition, pose=condition.camera)
 
 
-def _taken_apart(latents: Float[Tensor, "b c i j"], condition: Condition) -> list[dict[str, Any]]:
-    """Each picture with what the prior is to be told about it, as plain values that a checkpoint holds."""
+def _taken_apart(latents: Float[Tensor, "b c i j"], condition: Condition, share: Share) -> list[dict[str, Any]]:
+    """Each picture of the step with what the prior is to be told about it, as plain values that a checkpoint holds."""
     named = {"latents": latents, "text": condition.text, "camera": condition.camera}
-    parts = {name: value for name, value in named.items() if value is not None}
+    parts = {name: share.gather(value) for name, value in named.items() if value is not None}
+    extra = {name: share.gather(value) for name, value in condition.extra.items()}
     return [
         {name: value[i].clone() for name, value in parts.items()}
-        | {"extra": {name: value[i].clone() for name, value in condition.extra.items()}}
-        for i in range(len(latents))
+        | {"extra": {name: value[i].clone() for name, value in extra.items()}}
+        for i in range(share.total(len(latents)))
     ]
 
 

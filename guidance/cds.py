@@ -105,7 +105,7 @@ class CDS:
         """A loss on the rendered pictures, with diagnostics of ``losses.distillation_loss``."""
         latents = prior.encode(views.images)
         bounds = timestep_bounds(prior, self.t_min, self.t_max, progress)
-        draw = make_draw(latents, bounds, rng)
+        draw = make_draw(latents, bounds, rng, share=views.share)
         goal = round(self.goal(progress) * len(prior.alphas_cumprod))
         timesteps = (goal + self._gap(prior, draw)).clamp(max=bounds[1])
         draw = dataclasses.replace(draw, timesteps=timesteps, noise=state.like(latents.detach()))

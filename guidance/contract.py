@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from guidance.sharing import WHOLE, Share
+
 
 @dataclass(frozen=True)
 class Views:
@@ -29,6 +31,8 @@ class Views:
     """The same views of the object that an edit starts from."""
     mask: Float[Tensor, "b 1 h w"] | None = None
     """Where an edit may change the picture."""
+    share: Share = WHOLE
+    """Which of the step's views these are: all, unless several processes work on a step."""
 
 
 @dataclass(frozen=True)

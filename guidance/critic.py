@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from guidance.contract import Condition, Prior, Views
 from guidance.controls import Controls
+from guidance.limiting import all_finite
 from guidance.noising import add_noise
+from guidance.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,17 @@ class Learner(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
         self.register_buffer("skipped", torch.zeros((), device=device))
 
-    def descend(self, loss: Float[Tensor, ""]) -> None:
-        """One step down ``loss``; a gradient that is not finite changes nothing and is counted in ``skipped``."""
+    def descend(self, loss: Float[Tensor, ""], share: Share = WHOLE) -> None:
+        """One step down ``loss``, a mean over the views of ``share``.
+
+        What is not finite, of a weight, its gradient or its moments, changes nothing and is counted in ``skipped``.
+        """
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        bad = ~torch.stack([g.isfinite().all() for g in gradients]).all()
+        share.average(gradients)
+        moments = [m for state in self.optimiser.state.values() for m in state.values() if m.dim()]
+        bad = ~all_finite([*self.module.parameters(), *gradients, *moments])
         # Fused optimisers read this on the device, without asking the host.
         self.optimiser.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimiser.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
@@ -93,6 +100,7 @@ class Critic(nn.Module):
         condition: Condition,
         rng: torch.Generator,
         shared: bool = False,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """One step of ``E |eps_phi(z_t, t, camera, y) - n|^2``, t uniform over the whole schedule.
 
@@ -102,22 +110,22 @@ class Critic(nn.Module):
             condition: of the same views.
             rng: a generator on the CPU.
             shared: one timestep for all views, as a multi-view prior wants.
+            share: which of the step's views they are.
 
         Returns:
             ``critic_loss``, the mean over samples and elements, and ``critic_skipped``, the steps so far whose gradient
             was not finite and which changed nothing.
         """
-        latents, count = latents.detach(), len(latents)
-        t = torch.randint(len(prior.alphas_cumprod), (count,), generator=rng).to(latents.device)
-        noise = torch.randn(latents.shape, generator=rng).to(latents)
-        told = (torch.rand(count, generator=rng) >= self.blind).to(latents.device)
+        latents, count = latents.detach(), share.total(len(latents))
+        t = torch.randint(len(prior.alphas_cumprod), (count,), generator=rng)
+        noise = share.own(torch.randn((count, *latents.shape[1:]), generator=rng)).to(latents)
+        told = share.own(torch.rand(count, generator=rng) >= self.blind).to(latents.device)
         camera = None if condition.camera is None else condition.camera * told[:, None, None]
-        if shared:
-            t = t[:1].expand(count)
+        t = share.own(t[:1].expand(count) if shared else t).to(latents.device)
         with torch.enable_grad():
             predicted = self._noise(prior, add_noise(prior, latents, noise, t), t, condition, camera)
             loss = (predicted - noise).square().mean()
-            self.learner.descend(loss)
+            self.learner.descend(loss, share)
         return {"critic_loss": loss.detach(), "critic_skipped": self.learner.skipped.clone()}
 
     def _noise(self, prior: Prior, noisy: Tensor, t: Tensor, condition: Condition, camera: Tensor | None) -> Tensor:
@@ -154,7 +162,8 @@ def learn_renders(
     """``train_critic`` of a method: one step on the renders; see ``Critic.train_step`` for what it says."""
     with torch.no_grad():
         latents = prior.encode(views.images)
-    return state.train_step(prior, latents, condition, rng, method.controls.shared_t or method.controls.group)
+    shared = method.controls.shared_t or method.controls.group
+    return state.train_step(prior, latents, condition, rng, shared, views.share)
 
 
 class Adapted:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from guidance.contract import Draw, Prior
 from guidance.schedules import Schedule
+from guidance.sharing import WHOLE, Share
 
 
 def timestep_bounds(prior: Prior, t_min: Schedule, t_max: Schedule, progress: float) -> tuple[int, int]:
@@ -31,7 +32,11 @@ def timestep_bounds(prior: Prior, t_min: Schedule, t_max: Schedule, progress: fl
 
 
 def make_draw(
-    latents: Float[Tensor, "b c i j"], bounds: tuple[int, int], rng: torch.Generator, shared: bool = False
+    latents: Float[Tensor, "b c i j"],
+    bounds: tuple[int, int],
+    rng: torch.Generator,
+    shared: bool = False,
+    share: Share = WHOLE,
 ) -> Draw:
     """Draw what any method may need in a step.
 
@@ -40,16 +45,17 @@ def make_draw(
         bounds: first and last timestep, both included.
         rng: a generator on the CPU; always advanced by the same amount, whatever the method uses of the draw.
         shared: one timestep for all samples, as a multi-view prior wants.
+        share: which of the step's samples ``latents`` are; it is drawn for all.
     """
-    count = len(latents)
+    count = share.total(len(latents))
     timesteps = torch.randint(bounds[0], bounds[1] + 1, (count,), generator=rng)
-    noise = torch.randn(latents.shape, generator=rng)
+    noise = torch.randn((count, *latents.shape[1:]), generator=rng)
     shift, gap, scale = torch.rand(3, count, generator=rng).unbind()
     return Draw(
-        timesteps=(timesteps[:1].expand(count) if shared else timesteps).to(latents.device),
-        noise=noise.to(latents),
-        shift=shift.to(latents),
-        gap=gap.to(latents),
-        scale=scale.to(latents),
+        timesteps=share.own(timesteps[:1].expand(count) if shared else timesteps).to(latents.device),
+        noise=share.own(noise).to(latents),
+        shift=share.own(shift).to(latents),
+        gap=share.own(gap).to(latents),
+        scale=share.own(scale).to(latents),
         seed=int(torch.randint(2**62, (), generator=rng)),
     )

@@ -90,23 +90,25 @@ class FVSD:
     ) -> dict[str, Tensor]:
         """One step of the critic and one of the discriminator: ``critic_loss``, ``discriminator_loss``, the mean of h
         as ``emphasis``, and the steps skipped so far as ``critic_skipped`` and ``discriminator_skipped``."""
-        shared = self.controls.shared_t or self.controls.group
+        shared, share = self.controls.shared_t or self.controls.group, views.share
         with torch.no_grad():
             latents = prior.encode(views.images)
-        learnt = state.critic.train_step(prior, latents, condition, rng, shared)
+        learnt = state.critic.train_step(prior, latents, condition, rng, shared, share)
         with torch.no_grad():
             # All but the ends, whatever the run's bounds: there an estimate is all guess, or the render itself.
-            draw = make_draw(latents, timestep_bounds(prior, Schedule(0.02), Schedule(0.98), 0.0), rng, shared)
-            other, t = torch.randn(latents.shape, generator=rng).to(latents), draw.timesteps
+            draw = make_draw(latents, timestep_bounds(prior, Schedule(0.02), Schedule(0.98), 0.0), rng, shared, share)
+            drawn = torch.randn((share.total(len(latents)), *latents.shape[1:]), generator=rng)
+            other, t = share.own(drawn).to(latents), draw.timesteps
             renders = add_noise(prior, latents, draw.noise, t)
             eps = guided(prior, renders, t, condition, self.scale, self.controls)
             estimates = add_noise(prior, clean_estimate(prior, renders, eps, t), other, t)
             seen = self._weights(state, prior, renders, t).mean()
+            share.average([seen])
             state.mean.lerp_(torch.where(seen.isfinite(), seen, state.mean), 1 - self.memory)
         with torch.enable_grad():
             liked, disliked = state.log_ratio(prior, estimates, t), state.log_ratio(prior, renders, t)
             loss = (F.softplus(-liked) + F.softplus(disliked)).mean()
-            state.discriminator.descend(loss)
+            state.discriminator.descend(loss, share)
         return learnt | {
             "discriminator_loss": loss.detach(),
             "discriminator_skipped": state.discriminator.skipped.clone(),

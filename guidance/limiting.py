@@ -3,9 +3,18 @@
 Nothing here mends a number that is not finite; whoever steps the optimiser must get to see it.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Bool[Tensor, ""]:
+    """Whether all elements of all tensors are numbers, said on their device: nothing waits for it."""
+    # The largest magnitude of them all, found in few passes over many tensors; one bad element makes it bad.
+    return torch.nn.utils.get_total_norm([tensor for tensor in tensors if tensor.numel()], math.inf).isfinite()
 
 
 def clamped(values: Float[Tensor, "b c i j"], limit: float) -> Float[Tensor, "b c i j"]:

@@ -51,7 +51,7 @@ def distil(
     """Draw a step's randomness, ask ``method`` for its gradient, and make it a loss on the rendered pictures."""
     latents = prior.encode(views.images)
     bounds = timestep_bounds(prior, method.t_min, method.t_max, progress)
-    draw = make_draw(latents, bounds, rng, method.controls.shared_t or method.controls.group)
+    draw = make_draw(latents, bounds, rng, method.controls.shared_t or method.controls.group, views.share)
     return follow(method, state, prior, latents, views, condition, draw, progress)
 
 

@@ -22,13 +22,16 @@ class Cameras:
     """Focal length in pixels."""
     size: tuple[int, int]
     """Height and width in pixels."""
+    first: int = 0
+    """The place of the first of them among all cameras of a step, where others have the rest: rays are told apart by
+    their number."""
 
     def __len__(self) -> int:
         return len(self.pose)
 
     def to(self, device: torch.device | str) -> "Cameras":
         """The same cameras on a device."""
-        return Cameras(self.pose.to(device), self.focal.to(device), self.size)
+        return Cameras(self.pose.to(device), self.focal.to(device), self.size, self.first)
 
     def rays(self) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b h w 3"]]:
         """Origins and unit directions through pixel centres."""

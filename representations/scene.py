@@ -22,7 +22,8 @@ class RenderOutput:
     """Expected distance along the ray, in world units; 0 where nothing is."""
     normal: Float[Tensor, "b 3 h w"] | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
-    """What a kind measures about itself while it renders, e.g. for regularisers."""
+    """What a kind measures about itself while it renders: tensors on the graph, which gather their gradient from all
+    views, and others with a row for each view."""
 
 
 @dataclass(frozen=True)

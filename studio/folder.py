@@ -25,6 +25,10 @@ class RunError(RuntimeError):
     """A run cannot go on; the message says why and what to do."""
 
 
+class DiskFull(RunError):
+    """There is no room left for a run's files; it can go on when there is."""
+
+
 def read_request(folder: Path) -> Request:
     """The request of a run.
 
@@ -100,11 +104,22 @@ class RunFolder:
             self._last_step = now
         line = json.dumps({"time": round(now, 3), **plain(event)})
         try:
-            with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            _append(self.path / "events.jsonl", line.encode() + b"\n")
         except OSError:
             if not isinstance(event, Stepped | Working):
                 raise
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line, or nothing of it."""
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def plain(event: Event) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from guidance.prior_folder import Hints
 from guidance.sharing import WHOLE, Share
 from representations.box import Box
 from representations.cameras import Cameras
+from representations.kinds import AnyRepresentation
 from representations.scene import RenderOutput, Representation
 from studio.events import Stepped
 from studio.guard import PATIENCE, Guard, NonFiniteError, unsound
@@ -39,6 +40,8 @@ class Run:
     representation: Representation
     optimiser: torch.optim.Optimizer
     guidance_state: nn.Module
+    spec: AnyRepresentation | None = None
+    """What the representation was built from, if that is known."""
     skipped: int | Tensor = 0
     """Steps that came to nothing, because something in them was not finite."""
     whole: bool = True
@@ -167,7 +170,9 @@ def optimize(run: Run, setting: Setting, timing: Timing, stop: Stop) -> Iterator
         event = Stepped(run.stage, run.step, run.step, stage.steps, value, measured)
         yield Step(event, views, condition, loss, progress)
         if guard.is_stuck():
-            raise NonFiniteError(f"step {run.step}: {PATIENCE} steps in a row were not finite, in {whatever_is_not(run)}")
+            raise NonFiniteError(
+                f"step {run.step}: {PATIENCE} steps in a row were not finite, in {whatever_is_not(run)}"
+            )
 
 
 def step_rng(seed: int, stage: int, step: int) -> torch.Generator:

@@ -47,6 +47,9 @@ class Stage:
     """Where renders are taken from."""
     regularizers: Regularizers = field(default=Regularizers())
     """Further wishes."""
+    at_once: int | None = None
+    """Most pictures that go through the prior in one pass, every branch of guidance counted: fewer need less memory and
+    more time, and change nothing else; none: all of a step's."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def _check_numbers(request: Request) -> list[Problem]:
             f"stages.{i}.steps must be 1 or more, not {stage.steps}": stage.steps >= 1,
             f"stages.{i}.cameras.views must be 1 or more, not {stage.cameras.views}": stage.cameras.views >= 1,
             f"stages.{i}.cameras.size must be 8 or more pixels, not {stage.cameras.size}": stage.cameras.size >= 8,
+            f"stages.{i}.at_once must be 1 or more, not {stage.at_once}": stage.at_once is None or stage.at_once >= 1,
         }
         wrong += [text for text, holds in checks.items() if not holds]
         wrong += _lacking(stage, request.task)

@@ -1,11 +1,13 @@
 """From a request and a loaded prior to the stages that ``optimize`` goes through, in memory alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guidance.conditioning import Prompts
 from guidance.diffusers_prior import DiffusersPrior
+from guidance.piecewise import Piecewise
 from representations.scene import Representation
 from studio.edit import Source
+from studio.memory import Down, thrifty
 from studio.optimize import Run, Setting, make_optimiser, step_rng, step_seed
 from studio.request import Request
 
@@ -34,7 +36,20 @@ class Stages:
         """What the steps of a stage read."""
         request, prior = self.request, self.prior
         stage, hints = request.stages[index], prior.hints
-        return Setting(stage, prior, self.prompts, hints, request.seed, request.task, self.before)
+        asked = prior if stage.at_once is None else Piecewise(prior, stage.at_once, hints["views"])
+        return Setting(stage, asked, self.prompts, hints, request.seed, request.task, self.before)
+
+    def thrifty(self, downs: tuple[Down, ...], index: int, step: int) -> "Stages":
+        """The same as memory allows them after ``step`` steps of a stage."""
+        return replace(self, request=thrifty(self.request, downs, index, step))
+
+    def retold(self, run: Run) -> Run:
+        """The same run, its representation built anew if this request has other knobs for it."""
+        if run.spec == self.request.representation(run.stage):
+            return run
+        again = self.begin(run.stage, None)
+        again.restore(run.state())
+        return again
 
     def begin(self, index: int, last: Run | None) -> Run:
         """A stage's run: a new representation, an edit's source, one begun from the stage before, or that one itself.
@@ -48,14 +63,15 @@ class Stages:
         """
         stage, device, seed = self.request.stages[index], self.prior.device, self.request.seed
         rng, spec = step_rng(seed, index, -1), self.request.representation(index)
+        built = spec
         if index == 0 and self.source is not None:
             region = None if self.request.task is None else self.request.task.region
             representation: Representation = self.source.confined(spec, region, device)
         elif last is None:
             representation = spec.build(rng, device)
         elif stage.representation is None:
-            representation = last.representation
+            representation, built = last.representation, last.spec
         else:
             representation = spec.start_from(last.representation.scene().detach(), rng, device)
         state = stage.guidance.init(self.prior, step_seed(seed, index, -2))
-        return Run(index, 0, representation, make_optimiser(representation), state)
+        return Run(index, 0, representation, make_optimiser(representation), state, built)
