@@ -14,6 +14,7 @@ OK, FAILED, BAD_USAGE, SOME_FAILED = 0, 1, 2, 3
 
 VERBS: dict[str, str] = {
     "generate": "Make a textured GLB from a prompt",
+    "batch": "Make what every line of a file asks for; start it again and it goes on",
     "edit": "Change a finished run's object by another prompt",
     "resume": "Go on with a run that was stopped or killed",
     "export": "Write a finished run's object as GLB, OBJ, STL, PLY or gaussians, at any size",
@@ -36,7 +37,8 @@ EXAMPLES = """\
   6. Another colour for what is there:               studio edit runs/a-green-table "a red table"
   7. Whom to cite for it:                            studio cite runs/a-green-table
   8. Which method is best, and at what cost:         studio evaluate --methods SDS VSD ISM
-  9. All of it in a browser, with a queue:           studio ui"""
+  9. All of it in a browser, with a queue:           studio ui
+ 10. Many prompts from a file, overnight:            studio batch prompts.txt --seeds 0 1 2"""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -80,6 +82,8 @@ def _be_a_good_neighbour() -> None:
 def _function(verb: str) -> Callable[[list[str]], int]:
     if verb == "generate":
         from studio.verbs import generate as function
+    elif verb == "batch":
+        from studio.batch.command import batch as function
     elif verb == "edit":
         from studio.verbs import edit as function
     elif verb == "export":
