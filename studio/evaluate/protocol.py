@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from studio.checkpoints import write_atomically
-from studio.codec import encode
+from studio.codec import decode, encode
 from studio.evaluate.contenders import Contender
 from studio.evaluate.cost import evaluations_of, within
 from studio.evaluate.sources import make_source
@@ -112,7 +112,7 @@ def _attempt(job: Job, folder: Path, device: torch.device) -> Generator[Advanced
         request = yield from _requested(job, folder, device)
         record["settings"] = settings(job, request)
         known = read_record(job.file(folder))
-        if known is not None and known["settings"] == record["settings"] and known["error"] in (None, EMPTY):
+        if known is not None and same(known["settings"], record["settings"]) and known["error"] in (None, EMPTY):
             return known, True
         record |= yield from _done(job, request, folder, device)
     except Exception as problem:  # one method's failure is a row of the table and stops no other
@@ -128,6 +128,16 @@ def settings(job: Job, request: Request) -> dict[str, Any]:
     if request.task is not None:
         told["task"]["source"] = request.task.source.name  # a folder that moved is the same
     return {"format": _FORMAT, "budget": job.budget, "request": told}
+
+
+def same(known: Any, wanted: dict[str, Any]) -> bool:
+    """Whether ``settings`` that were written once decide the same run; a knob that came later has its default."""
+    if not isinstance(known, dict):
+        return False
+    try:
+        return {**known, "request": encode(decode(Request, known.get("request")))} == wanted
+    except ValueError:  # of a knob or a kind that is gone
+        return False
 
 
 def read_record(file: Path) -> Record | None:

@@ -11,7 +11,8 @@ from studio.codec import encode
 from studio.edit import finished
 from studio.evaluate.contenders import draft
 from studio.events import Checkpointed, Stepped
-from studio.folder import RunError, slug
+from studio.folder import RunError, read_request, slug
+from studio.request import Request
 from studio.run import resume_run, run_request
 
 
@@ -25,8 +26,7 @@ def make_source(prompt: str, seed: int, folder: Path, device: torch.device) -> G
         OSError: the folder cannot be written.
     """
     request = draft(prompt, seed)
-    digest = hashlib.sha256(json.dumps(encode(request)).encode()).hexdigest()[:8]
-    home = folder / "sources" / f"{slug(prompt)}-seed{seed}-{digest}"
+    home = _home(request, folder / "sources")
     if _is_finished(home):
         return home
     begun = (home / "request.json").is_file()
@@ -38,6 +38,18 @@ def make_source(prompt: str, seed: int, folder: Path, device: torch.device) -> G
             break
     events.close()
     return home
+
+
+def _home(request: Request, folder: Path) -> Path:
+    """The folder of a request's run; one that is there counts though its request was written before a knob came."""
+    name = f"{slug(request.prompt)}-seed{request.seed}"
+    for home in sorted(folder.glob(f"{name}-*")):
+        try:
+            if read_request(home) == request:
+                return home
+        except RunError:
+            continue
+    return folder / f"{name}-{hashlib.sha256(json.dumps(encode(request)).encode()).hexdigest()[:8]}"
 
 
 def _is_finished(run: Path) -> bool:

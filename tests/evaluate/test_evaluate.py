@@ -12,9 +12,10 @@ from rich.console import Console
 from representations.hash_field import HashField
 from studio.cameras import Orbit
 from studio.cli import BAD_USAGE, FAILED, OK, SOME_FAILED, run
-from studio.evaluate import command, protocol
+from studio.codec import encode
+from studio.evaluate import command, protocol, sources
 from studio.evaluate.command import Plan, make_plan, show
-from studio.evaluate.contenders import Contender, contenders
+from studio.evaluate.contenders import Contender, contenders, draft
 from studio.evaluate.protocol import EMPTY
 from studio.evaluate.trial import MARKS
 from studio.evaluate.truth import Likeness
@@ -130,6 +131,29 @@ def test_other_settings_and_damage_are_made_again(tmp_path, monkeypatch):
     settings["scale"] += 1
     file.write_text(json.dumps(again))
     assert "was there" not in shown(one)[1]
+
+
+def test_records_outlive_new_knobs(tmp_path):
+    one = plan(tmp_path, methods=["SDS:form=clean"], prompts=["a red cube"])
+    (file,) = [job.file(tmp_path) for job in one.jobs]
+    shown(one)
+    record = json.loads(file.read_text())
+    del record["settings"]["request"]["stages"][0]["guidance"]["controls"]["group"]
+    file.write_text(json.dumps(record))
+    assert "was there" in shown(one)[1]
+    record["settings"]["request"]["no_longer_known"] = 1
+    file.write_text(json.dumps(record))
+    assert "was there" not in shown(one)[1]
+
+
+def test_sources_outlive_new_knobs(tmp_path):
+    request = draft("a red cube", 0)
+    home, written = sources._home(request, tmp_path), encode(request)
+    del written["stages"][0]["guidance"]["controls"]["group"]
+    older = tmp_path / "a-red-cube-seed0-01234567"
+    older.mkdir()
+    (older / "request.json").write_text(json.dumps(written))
+    assert home.parent == tmp_path and home != older == sources._home(request, tmp_path)
 
 
 def test_a_failing_method_becomes_a_row(tmp_path, monkeypatch):
