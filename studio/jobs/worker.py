@@ -111,7 +111,7 @@ def _end(claim: Claim, last: Event | None, watch: Watch) -> Iterator[Event]:
 
 def _end_failed(claim: Claim, last: Event | None, problem: Exception, watch: Watch) -> Iterator[Event]:
     """An exception: the run's own have said ``Failed`` already. A full disk is nobody's failure."""
-    if _disk_is_full(problem):
+    if disk_is_full(problem):
         words = "The disk is full. Free some space; then `studio jobs release`, and `studio jobs resume` for this job."
         _insist(lambda: watch.store.hold_queue(words), watch)
         _insist(lambda: claim.paused(words), watch)
@@ -133,7 +133,8 @@ def _failed(claim: Claim, words: str, problem: Exception | None, watch: Watch) -
     yield failure
 
 
-def _disk_is_full(problem: BaseException | None) -> bool:
+def disk_is_full(problem: BaseException | None) -> bool:
+    """Whether a full disk is at the bottom of a problem."""
     while problem is not None:
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
