@@ -11,11 +11,14 @@ from studio.app.service import Run, Service
 from studio.app.shelf import Shelf
 from studio.app.showing import model, picture
 from studio.app.viewing import MESH, SHEET, TURNTABLE, entry, view_file
-from studio.app.widgets import SHOWING, html
+from studio.app.widgets import PRIVATE, html
 from studio.app.words import result_words
 
 _MOST = 200
 _VIEWS = [("Mesh", MESH), ("Turntable", TURNTABLE), ("Contact sheet", SHEET)]
+
+
+_AGAIN = "setInterval(() => {{ if (dreamkiln.stuck('#dk-model-{}')) trigger('input', {{}}); }}, 500);"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def build_comparing(service: Service, shelf: Shelf) -> Comparing:
                 picks.append(gr.Dropdown([], label=letter, allow_custom_value=True, filterable=True))
                 pictures = picture(f"Result {letter}")
                 meshes = model(f"dk-model-{letter}", 380)
-                sides.append((pictures, meshes, html("", "dk-facts", js="")))
+                sides.append((pictures, meshes, html("", "dk-facts", js=_AGAIN.format(letter))))
 
     def show(ref: str | None, wanted: str) -> tuple[Any, Any, str]:
         run = service.find(ref or "")
@@ -69,7 +72,11 @@ def build_comparing(service: Service, shelf: Shelf) -> Comparing:
         return image, gr.Model3D(path if mesh else None, visible=mesh), _facts(service, run)
 
     for pick, side in zip(picks, sides, strict=True):
-        gr.on([pick.change, view.change], show, [pick, view], list(side), **SHOWING)
+        gr.on([pick.change, view.change], show, [pick, view], list(side), concurrency_limit=8, **PRIVATE)
+
+        side[2].input(lambda: None, None, side[1], **PRIVATE).then(
+            show, [pick, view], list(side), concurrency_limit=8, **PRIVATE
+        )
 
     comparing = Comparing(service, picks, (lambda: None, [], []))
 

@@ -14,7 +14,7 @@ from studio.app.region import Box, Change, edit_request, groups_of
 from studio.app.service import Run, Service
 from studio.app.shell import edit_command
 from studio.app.viewing import entry
-from studio.app.widgets import QUIET, SHOWING, command, html
+from studio.app.widgets import QUIET, command, html
 from studio.codec import members
 from studio.edit import STEPS
 from studio.folder import RunError
@@ -52,7 +52,7 @@ class Editing:
             return {showing.ref: ref, showing.view: ""}
 
         self.button.click(start, self.fields, [showing.ref, showing.view], **QUIET).success(
-            showing.tick, showing.asked, showing.outputs, **SHOWING
+            showing.tick, showing.asked, showing.outputs, **QUIET
         )
 
 
@@ -66,7 +66,7 @@ def build_editing(service: Service) -> Editing:
         steps = gr.Number(STEPS, label="Steps", precision=0, minimum=1, min_width=90)
     keep = gr.CheckboxGroup([], label="Keep as it is", visible=False)
     inside = gr.Checkbox(False, label="Change only what lies inside a box", elem_id="dk-inside")
-    with gr.Column(visible=False) as region:
+    with gr.Column(visible=False, elem_id="dk-box") as region:
         views = gr.Image(
             interactive=False,
             type="pil",
@@ -75,7 +75,10 @@ def build_editing(service: Service) -> Editing:
             elem_id="dk-box-views",
             alt_text="The box on four views",
         )
-        sides = [_slider(axis, end) for axis in "xyz" for end in ("from", "to")]
+        sides = []
+        for axis in "xyz":
+            with gr.Row():
+                sides += [_slider(axis, end) for end in ("from", "to")]
     button = gr.Button("Edit", variant="primary", elem_id="dk-edit")
     shell = html("", "dk-shell-box", js="dreamkiln.copying(element);")
     fields = [ref, prompt, method, steps, keep, inside, *sides]
@@ -136,7 +139,7 @@ def _methods() -> list[tuple[str, str]]:
 
 def _slider(axis: str, end: str) -> gr.Slider:
     value = _WHOLE[end == "to"]
-    return gr.Slider(-1, 1, value=value, step=0.02, label=f"{axis} {end}", elem_classes=["dk-side"])
+    return gr.Slider(-1, 1, value=value, step=0.02, label=f"{axis} {end}", min_width=120)
 
 
 def _done(service: Service, ref: str) -> Run | None:

@@ -1,8 +1,10 @@
 """How the page looks: its theme, and the CSS, JavaScript and header that lie beside this file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+_ASSETS = "templates/frontend/assets"
 _HERE = Path(__file__).resolve().parent
 
 
@@ -17,7 +19,9 @@ def launch_options() -> dict[str, Any]:
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
         radius_size=gr.themes.sizes.radius_lg,
     )
-    return {"theme": theme, "css": _text("page.css"), "head": f"<script>{_text('page.js')}</script>"}
+    viewers = sorted(path.name for path in (Path(gr.__file__).parent / _ASSETS).glob("Canvas3D*.js"))
+    script = f"{_text('page.js')}\ndreamkiln.early({json.dumps(viewers)});"
+    return {"theme": theme, "css": _text("page.css"), "head": f"<script>{script}</script>"}
 
 
 def header() -> str:

@@ -93,7 +93,21 @@ window.dreamkiln = (() => {
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 
+  // A viewer whose value is set twice while its code loads stays blank for good (Gradio 6.31): to be noticed, and sent
+  // its file again. Loading the code early makes that rare.
+  const since = new Map();
+  const stuck = selector => {
+    let found = false;
+    for (const viewer of document.querySelectorAll(`${selector} .model3D`)) {
+      if (viewer.querySelector("canvas")) { since.delete(viewer); continue; }
+      if (!since.has(viewer)) since.set(viewer, Date.now());
+      if (Date.now() - since.get(viewer) > 1500) { found = true; since.delete(viewer); }
+    }
+    return found;
+  };
+  const early = names => { for (const name of names) import(new URL(`assets/${name}`, document.baseURI)).catch(() => {}); };
+
   document.addEventListener("DOMContentLoaded", () => apply(wish()));
   if (document.body) apply(wish());
-  return {theme, apply, wish, job, shown, reveal, sync, find, copying};
+  return {theme, apply, wish, job, shown, reveal, sync, find, copying, stuck, early};
 })();

@@ -18,7 +18,7 @@ from studio.app.making import Making, build_making
 from studio.app.service import Service
 from studio.app.shelf import Shelf
 from studio.app.showing import Showing, build_showing
-from studio.app.widgets import PRIVATE, QUIET, SHOWING, html
+from studio.app.widgets import PRIVATE, QUIET, html
 from studio.options import UsageError
 
 TICK = 0.5
@@ -52,10 +52,10 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
             showing.ref.change(panel.load, showing.ref, panel.outputs, **QUIET)
         editing.submitted(showing)
         page.load(None, None, showing.ref, js="() => dreamkiln.job()", **PRIVATE).then(
-            showing.tick, showing.asked, showing.outputs, **SHOWING
-        ).then(showing.tick, showing.asked, showing.outputs, **SHOWING)
+            showing.tick, showing.asked, showing.outputs, **QUIET
+        )
         page.load(*making.refresh_all, **QUIET)
-        gr.Timer(TICK).tick(showing.tick, showing.asked, showing.outputs, **SHOWING)
+        gr.Timer(TICK).tick(showing.tick, showing.asked, showing.outputs, **QUIET)
         build_api(service, shelf)
     return page
 
@@ -88,7 +88,7 @@ def _wire(
         return {showing.ref: gr.skip()}
 
     for panel in (showing.strip, showing.queue, showing.welcome, archive.cards):
-        panel.click(act, comparing.picks, acted, **QUIET).then(showing.tick, showing.asked, showing.outputs, **SHOWING)
+        panel.click(act, comparing.picks, acted, **QUIET).then(showing.tick, showing.asked, showing.outputs, **QUIET)
 
     def generate(*values: Any) -> dict[Any, Any]:
         try:
@@ -103,5 +103,5 @@ def _wire(
             showing.asked,
             showing.outputs,
             js="(...values) => { dreamkiln.reveal(); return values; }",
-            **SHOWING,
+            **QUIET,
         )

@@ -6,6 +6,7 @@ is what is made for the page only: a cloud of gaussians turned and scaled for th
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -81,14 +82,19 @@ def fitted_splats(source: Path, target: Path) -> None:
 
 
 def base_colour(source: Path, target: Path) -> None:
-    """The base colour texture of a GLB as a PNG.
+    """The base colour texture of a GLB, as the file that lies in it: a PNG in those made here.
 
     Raises:
-        ValueError, OSError: the GLB cannot be read.
+        ValueError, OSError: the GLB cannot be read, or has none.
     """
-    from PIL import Image
-
-    from studio.export.glb import load_glb, quantised
-    from studio.export.pictures import png_bytes
-
-    target.write_bytes(png_bytes(Image.fromarray(quantised(load_glb(source).texture))))
+    content = source.read_bytes()
+    try:
+        length = int.from_bytes(content[12:16], "little")
+        tree = json.loads(content[20 : 20 + length])
+        texture = tree["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"]["index"]
+        image = tree["images"][tree["textures"][texture]["source"]]
+        view = tree["bufferViews"][image["bufferView"]]
+    except (LookupError, TypeError, ValueError) as problem:
+        raise ValueError(f"{source} has no base colour texture: {problem!r}") from problem
+    begin = 20 + length + 8 + view.get("byteOffset", 0)
+    target.write_bytes(content[begin : begin + view["byteLength"]])

@@ -7,8 +7,8 @@ import gradio as gr
 
 from studio.app.service import Service
 from studio.app.shelf import Shelf
-from studio.app.viewing import LIVE, MAPS, MESH, REPORT, SHEET, SPLATS, TURNTABLE, frame
-from studio.app.widgets import QUIET, SHOWING, html
+from studio.app.viewing import FILES, LIVE, MAPS, MESH, REPORT, SHEET, SPLATS, TURNTABLE, files, frame
+from studio.app.widgets import PRIVATE, QUIET, html
 
 CAMERA = (55, 70, None)
 """Degrees around and from above, and the viewer's own distance."""
@@ -18,6 +18,7 @@ element.addEventListener('click', event => {
   if (button) trigger('click', {...button.dataset});
 });
 watch('value', () => dreamkiln.shown(element));
+setInterval(() => { if (dreamkiln.stuck('#dk-stage')) trigger('input', {}); }, 500);
 """
 _LIST_JS = """
 element.addEventListener('click', event => {
@@ -39,6 +40,11 @@ class Showing:
     """The run that is shown: see ``Run.ref``."""
     view: gr.Textbox
     seen: gr.JSON
+    """What the page has of the rest."""
+    wanted: gr.Textbox
+    """The file that the view is of."""
+    have: gr.JSON
+    """Files that viewers show."""
     strip: gr.HTML
     queue: gr.HTML
     welcome: gr.HTML
@@ -58,16 +64,17 @@ class Showing:
     @property
     def outputs(self) -> list[Any]:
         """Outputs of ``tick``."""
-        return [self.view, self.seen, self.stage, self.tabs, self.splats, *self.results, *self.pieces.values()]
+        html = [piece for name, piece in self.pieces.items() if name not in FILES]
+        return [self.view, self.seen, self.wanted, self.stage, self.tabs, self.splats, *self.results, *html]
 
     def tick(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
         """What is new for a page."""
-        new = frame(self.service, self.shelf, ref or "", view or "", seen or {})
+        new = frame(self.service, ref or "", view or "", seen or {})
         if new is None:
             return {self.view: gr.skip()}
         updates: dict[Any, Any] = {self.pieces[name]: piece for name, piece in new.pieces.items()}
         if new.flags:
-            updates[self.stage] = gr.Column(visible=new.flags["any"])
+            updates[self.stage] = gr.Column(visible=new.flags["any"] or "hidden")
             shown = not new.flags["any"]
             words = new.pieces.get("welcome")
             updates[self.welcome] = gr.HTML(visible=shown) if words is None else gr.HTML(words, visible=shown)
@@ -75,18 +82,29 @@ class Showing:
             updates[self.splats] = gr.Tab(visible=new.flags["splats"] and new.flags["done"])
         if new.turned:
             updates[self.tabs] = gr.Tabs(selected=new.view or LIVE)
-        return {**updates, self.view: new.view, self.seen: new.seen}
+        return {**updates, self.view: new.view, self.seen: new.seen, self.wanted: new.wanted}
+
+    def again(self, have: dict[str, str] | None) -> dict[Any, Any]:
+        """Take a file out of a viewer that is stuck, so that it can be sent once more."""
+        keep = {name: state for name, state in (have or {}).items() if name not in (MESH, SPLATS)}
+        return {self.pieces[MESH]: None, self.pieces[SPLATS]: None, self.have: keep}
+
+    def files(self, wanted: str | None, have: dict[str, str] | None) -> dict[Any, Any]:
+        """The files that viewers do not show yet."""
+        changes, now = files(self.service, self.shelf, wanted or "", have or {})
+        return {**{self.pieces[view]: path for view, path in changes.items()}, self.have: now}
 
 
 def build_showing(service: Service, shelf: Shelf) -> Showing:
     """Draw the right side."""
     ref, view = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
-    seen = gr.JSON({}, visible=False)
+    seen, have = gr.JSON({}, visible=False), gr.JSON({}, visible=False)
+    wanted = gr.Textbox("", visible=False)
     strip = html("", "dk-strip-box", js=_STRIP_JS)
     welcome = html("", "dk-welcome-box", js=_LIST_JS)
     tabs: dict[str, gr.Tab] = {}
     pieces: dict[str, Any] = {"strip": strip, "welcome": welcome}
-    with gr.Column(visible=False, elem_id="dk-stage") as stage, gr.Tabs(elem_id="dk-views") as holder:
+    with gr.Column(visible="hidden", elem_id="dk-stage") as stage, gr.Tabs(elem_id="dk-views") as holder:
         with gr.Tab("Making", id=LIVE) as tabs[LIVE]:
             pieces[LIVE] = html("", "dk-live-box", js="")
         with gr.Tab("Mesh", id=MESH, visible=False) as tabs[MESH]:
@@ -104,11 +122,18 @@ def build_showing(service: Service, shelf: Shelf) -> Showing:
     pieces["queue"] = queue = html("", "dk-queue-box", js=_LIST_JS)
     results = [tabs[name] for name in (MESH, TURNTABLE, MAPS, SHEET, REPORT)]
     showing = Showing(
-        service, shelf, ref, view, seen, strip, queue, welcome, stage, holder, tabs[SPLATS], results, pieces
+        *(service, shelf, ref, view, seen, wanted, have, strip, queue, welcome),
+        *(stage, holder, tabs[SPLATS], results, pieces),
     )
+    # Viewers are outputs of this event alone, and it passes through Gradio's queue: 6.31 sets values of an event that
+    # does not, or of one that says nothing of them, once more, which cancels what a viewer has begun to load.
+    sent = [have, *(pieces[name] for name in FILES)]
+    queued: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 8, **PRIVATE}
+    wanted.change(showing.files, [wanted, have], sent, **queued)
+    strip.input(showing.again, have, sent, **queued).then(showing.files, [wanted, have], sent, **queued)
     for name, tab in tabs.items():
         tab.select(lambda name=name: name, None, view, **QUIET).then(
-            showing.tick, showing.asked, showing.outputs, **SHOWING
+            showing.tick, showing.asked, showing.outputs, **QUIET
         )
     return showing
 

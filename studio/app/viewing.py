@@ -5,7 +5,6 @@ which would put its camera back.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,33 +34,62 @@ class Frame:
     view: str
     """The view it is to show."""
     turned: bool
-    """Whether that is another view than the page showed; its file follows with the next frame."""
-    pieces: dict[str, str | None]
-    """By name: HTML, or the path of a file, or None for none; only what the page does not have."""
+    """Whether that is another view than the page showed."""
+    pieces: dict[str, str]
+    """HTML by name; only what the page does not have."""
     flags: dict[str, bool]
     """Whether there is a run, whether it has gaussians, whether it is finished; {} unless one of them changed."""
+    wanted: str
+    """Run, view and state of its file, if the view is one of a file: asks ``files`` for it when it changes."""
     seen: dict[str, Any]
     """To be sent with the next question."""
 
 
-def frame(service: Service, shelf: Shelf, ref: str, view: str, seen: dict[str, Any]) -> Frame | None:
+def frame(service: Service, ref: str, view: str, seen: dict[str, Any]) -> Frame | None:
     """What a page has to change to show ``ref`` in ``view``; None: nothing."""
     run = service.find(ref) if ref else None
-    stamp = [ref, view, *map(str, service.stamp(run))]
-    if seen.get("stamp") == stamp:
-        return None
     flags = _flags(run)
     chosen = _view(run, ref, view, seen, flags)
-    turned = chosen != view
-    pieces = _pieces(service, shelf, run, "" if turned else chosen)
-    if ref != seen.get("ref"):
-        pieces = {**dict.fromkeys(FILES), LIVE: "", REPORT: "", **pieces}
+    stamp = [ref, chosen, *map(str, service.stamp(run))]
+    if seen.get("stamp") == stamp:
+        return None
+    pieces = _pieces(service, run, chosen)
     had = seen.get("digests", {})
     digests = {name: _digest(piece) for name, piece in pieces.items()}
-    fresh = {name: piece for name, piece in pieces.items() if digests[name] != had.get(name, _digest(None))}
-    now = {"stamp": None if turned else stamp, "ref": ref, "flags": flags, "digests": {**had, **digests}}
+    fresh = {name: piece for name, piece in pieces.items() if digests[name] != had.get(name)}
+    now = {"stamp": stamp, "ref": ref, "flags": flags, "digests": {**had, **digests}}
     changed = flags if flags != seen.get("flags") else {}
-    return Frame(chosen, turned, fresh, changed, now)
+    return Frame(chosen, chosen != view, fresh, changed, _wanted(run, chosen), now)
+
+
+def files(
+    service: Service, shelf: Shelf, wanted: str, have: dict[str, str]
+) -> tuple[dict[str, str | None], dict[str, str]]:
+    """The files that viewers are to show now, by view (None: nothing), and what the page has then.
+
+    Args:
+        wanted: as ``frame`` said.
+        have: what was wanted for each view when its file was sent, and the run, as "ref".
+    """
+    ref, view = (*wanted.split(" "), "", "")[:2]
+    changes: dict[str, str | None] = {}
+    if have.get("ref") != ref:  # what other views show is of another run
+        changes, have = {name: None for name in FILES if have.get(name)}, {"ref": ref}
+    run = service.find(ref)
+    if run is not None and view in FILES and have.get(view) != wanted:
+        changes[view] = view_file(shelf, run, entry(service, run)[1], view)
+        have = {**have, view: wanted}
+    return changes, have
+
+
+def _wanted(run: Run | None, view: str) -> str:
+    if run is None:
+        return ""
+    if view not in FILES:
+        return f"{run.ref} - -"
+    name = {MESH: "result.glb", MAPS: "result.glb", SPLATS: "splats.ply", TURNTABLE: "turntable.webp"}.get(view)
+    path = run.folder / (name or "contact_sheet.png")
+    return f"{run.ref} {view} {path.stat().st_mtime_ns if path.is_file() else 0}"
 
 
 def _flags(run: Run | None) -> dict[str, bool]:
@@ -83,18 +111,15 @@ def _view(run: Run | None, ref: str, view: str, seen: dict[str, Any], flags: dic
     return view
 
 
-def _pieces(service: Service, shelf: Shelf, run: Run | None, view: str) -> dict[str, str | None]:
-    """HTML that is always there, and what the one view needs."""
+def _pieces(service: Service, run: Run | None, view: str) -> dict[str, str]:
+    """The HTML that belongs to a run in a view, and the list of jobs."""
     held = service.store.queue_held()
     rows = [(r, service.progress(r), _position(service, r)) for r in service.listed()]
-    pieces: dict[str, str | None] = {"queue": panels.queue(rows, held, run.ref if run else "")}
+    pieces = {"queue": panels.queue(rows, held, run.ref if run else "")}
     if run is None:
         recent = [entry(service, found) for found in service.finished(limit=4)]
-        return {
-            **pieces,
-            "strip": panels.strip(None, "", Progress(), None, False, ""),
-            "welcome": panels.welcome(recent),
-        }
+        nothing = panels.strip(None, "", Progress(), None, False, "")
+        return {**pieces, "strip": nothing, "welcome": panels.welcome(recent)}
     progress = service.progress(run)
     prompt, told = _told(service, run)
     pieces["strip"] = panels.strip(run, prompt, progress, _position(service, run), held is not None, told)
@@ -102,8 +127,6 @@ def _pieces(service: Service, shelf: Shelf, run: Run | None, view: str) -> dict[
         pieces[LIVE] = panels.live(run, progress)
     elif view == REPORT:
         pieces[REPORT] = panels.report(run)
-    elif view in FILES:
-        pieces[view] = view_file(shelf, run, prompt, view)
     return pieces
 
 
@@ -151,5 +174,5 @@ def _position(service: Service, run: Run) -> int | None:
     return service.store.position(run.ref) if run.job is not None and run.state == "queued" else None
 
 
-def _digest(piece: str | None) -> str:
-    return hashlib.sha256(json.dumps(piece).encode()).hexdigest()[:16]
+def _digest(piece: str) -> str:
+    return hashlib.sha256(piece.encode()).hexdigest()[:16]

@@ -10,10 +10,6 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 """An event that is no part of the HTTP API."""
 QUIET: dict[str, Any] = {**PRIVATE, "queue": False}
 """The same, answered at once: nothing quick waits behind what takes its time."""
-SHOWING: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}
-"""An event that sends files to viewers. Not answered at once: Gradio 6.31 then sets a viewer's value twice, and the
-second time cancels the loading of the first, which leaves the viewer blank for good."""
-
 _CLICKS = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-act]');
