@@ -18,7 +18,7 @@ from typing import Any, Literal
 from studio.checkpoints import write_atomically
 from studio.folder import RunFolder
 from studio.jobs.database import Database
-from studio.jobs.folders import Card, Resting, change_card, ended, make_folder, read_card, steps_saved
+from studio.jobs.folders import Card, Resting, change_card, ended, make_folder, says, steps_saved
 from studio.jobs.job import Job, State
 from studio.jobs.rows import change, find, job_of, last_position, request_of
 
@@ -152,7 +152,7 @@ def place(db: sqlite3.Connection, home: Path, job: Job) -> str:
     """
     name = job.folder.name
     for known in (name, f"{name}-{job.id}"):
-        if (card := read_card(home / known)) is not None and card.id == job.id:
+        if says(home / known, job.id):
             return known
     return make_folder(home, (name, f"{name}-{job.id}"), request_of(db, job), card_of(job))
 

@@ -41,14 +41,14 @@ class Worker:
 class Jobs:
     """List jobs, or change what becomes of them.
 
-    studio jobs                     all of them, in the order in which they are worked on
-    studio jobs pause ID            let it rest; resume ID: queue it again, where it was
-    studio jobs cancel ID           give it up; what it made so far stays
-    studio jobs retry ID            a failed or cancelled one again, from its last checkpoint
-    studio jobs first ID            before all others that wait
-    studio jobs clear [ID]          off the list, or all that have ended; folders stay
-    studio jobs hold | release      whether workers take new jobs
-    studio jobs rebuild             make the store anew from the folders of the runs
+    - list: all of them, in the order in which they are worked on; `studio jobs` alone does the same.
+    - pause ID: let it rest at its next step. resume ID: queue it again, where it was.
+    - cancel ID: give it up at its next step; what it made so far stays.
+    - retry ID: a failed or cancelled one again, from its last checkpoint.
+    - first ID: before all others that wait.
+    - clear [ID]: take it, or all that have ended, off the list; folders stay.
+    - hold, release: whether workers take new jobs.
+    - rebuild: make the store anew from the folders of the runs.
     """
 
     action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ACTION")] = "list"
@@ -169,7 +169,7 @@ def _act(options: Jobs) -> int:
         "clear": store.clear,
     }
     if options.action not in whole | single:
-        known = ["list", "rebuild", *whole, *single]
+        known = {"list", "rebuild", *whole, *single}
         return complain(f"No action {options.action!r}; {nearest(options.action, known)}", BAD_USAGE)
     if options.action in whole and not options.id:
         return whole[options.action]()

@@ -39,7 +39,7 @@ class Card:
 
 
 def make_folder(home: Path, names: Iterable[str], request: Request, card: Card) -> str:
-    """Make a job's folder in one atomic step, under the first name that is free; returns it.
+    """Make a job's folder in one atomic step, under the first name that is free; returns it, or that of another worker.
 
     Raises:
         OSError: it cannot be made.
@@ -49,7 +49,7 @@ def make_folder(home: Path, names: Iterable[str], request: Request, card: Card) 
         RunFolder.create(temporary, request)
         write_card(temporary, card)
         for name in names:
-            if _moved(temporary, home / name):
+            if _moved(temporary, home / name) or says(home / name, card.id):
                 return name
         raise FileExistsError(f"Something else lies in {home} where the folder of job {card.id} belongs.")
     finally:
@@ -84,6 +84,12 @@ def read_card(folder: Path) -> Card | None:
     except (OSError, ValueError, TypeError):
         return None
     return card if re.fullmatch("[0-9a-f]{12}", card.id) else None
+
+
+def says(folder: Path, id: str) -> bool:
+    """Whether a folder is that of a job."""
+    card = read_card(folder)
+    return card is not None and card.id == id
 
 
 def write_card(folder: Path, card: Card) -> None:
