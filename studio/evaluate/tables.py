@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.checkpoints import write_atomically
-from studio.evaluate.protocol import EMPTY, Record
+from studio.evaluate.protocol import EDIT_SHARE, EMPTY, Record
 
 MEASURED = ("quality", "iou", "colour_error")
 _COST = ("seconds", "evaluations", "images", "steps")
@@ -100,7 +100,10 @@ def markdown(about: dict[str, Any], found: Sequence[Row], edits: Sequence[Row] =
         parts.append(_table(found))
     if edits:
         pairs = "; ".join(f"{before} -> {after}" for before, after in about["protocol"]["edits"].items())
-        parts += [f"Edits of a draft, measured against the object of the new prompt: {pairs}.", _table(edits)]
+        parts += [
+            f"Edits of a draft, with {EDIT_SHARE:.3g} of the evaluations, against the object of the new prompt: {pairs}.",
+            _table(edits),
+        ]
     wrong = [f"- {row['label']}: {error}" for row in (*found, *edits) for error in row["errors"]]
     if wrong:
         parts += ["What went wrong:", "\n".join(wrong)]

@@ -16,7 +16,7 @@ from studio.codec import encode
 from studio.evaluate import command, protocol, sources
 from studio.evaluate.command import Plan, make_plan, show
 from studio.evaluate.contenders import Contender, contenders, draft
-from studio.evaluate.protocol import EMPTY
+from studio.evaluate.protocol import EDIT_SHARE, EMPTY
 from studio.evaluate.trial import MARKS
 from studio.evaluate.truth import Likeness
 from studio.optimize import NonFiniteError
@@ -219,7 +219,7 @@ def test_edits_have_a_table_of_their_own(tmp_path):
     assert [row["label"] for row in found["rows"]] == ["SDS clean"]
     edits = {row["label"]: row for row in found["edits"]}
     assert edits.keys() == {"DDS", "source, unchanged"} and found["protocol"]["edits"] == {"a red cube": "a blue cube"}
-    assert edits["DDS"]["evaluations"] == BUDGET and edits["source, unchanged"]["evaluations"] == 0
+    assert edits["DDS"]["evaluations"] == round(BUDGET * EDIT_SHARE) and edits["source, unchanged"]["evaluations"] == 0
     assert edits["source, unchanged"]["colour_error"] > 0 and edits["DDS"].keys() >= COLUMNS
     assert "| draft | DDS |" in (tmp_path / "summary.md").read_text() and (tmp_path / "edits.webp").is_file()
     (source,) = (tmp_path / "sources").iterdir()
