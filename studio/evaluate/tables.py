@@ -101,7 +101,7 @@ def markdown(about: dict[str, Any], found: Sequence[Row], edits: Sequence[Row] =
     if edits:
         pairs = "; ".join(f"{before} -> {after}" for before, after in about["protocol"]["edits"].items())
         parts += [
-            f"Edits of a draft, with {EDIT_SHARE:.3g} of the evaluations, against the object of the new prompt: {pairs}.",
+            f"Edits of a draft, with {EDIT_SHARE:g} of the evaluations, against the object of the new prompt: {pairs}.",
             _table(edits),
         ]
     wrong = [f"- {row['label']}: {error}" for row in (*found, *edits) for error in row["errors"]]
