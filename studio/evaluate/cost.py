@@ -1,7 +1,9 @@
-"""What a method asks of a prior, counted before it runs: evaluations, each one forward pass of a step's views."""
+"""What a method asks of a prior, counted before it runs: evaluations, each one forward pass of a step's views, and
+pictures in them."""
 
 import dataclasses
 import functools
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,8 +19,20 @@ from studio.request import Stage
 _ROUNDS = 4
 
 
+@dataclass
+class Work:
+    """What was asked of a prior."""
+
+    evaluations: int = 0
+    """Calls, whatever their batch."""
+    pictures: int = 0
+    """Samples in those calls that only answer."""
+    learnt: int = 0
+    """Samples in those calls that an adapter learns from."""
+
+
 class CountedPrior:
-    """A cheap exact prior that counts what it is asked: every call is one evaluation, whatever the batch."""
+    """A cheap exact prior that counts what it is asked."""
 
     def __init__(self) -> None:
         """A prior of small pictures that has answered nothing."""
@@ -26,18 +40,28 @@ class CountedPrior:
         self.alphas_cumprod, self.channels = prior.alphas_cumprod, prior.channels
         self.resolution, self.takes, self.pixel_space = prior.resolution, prior.takes, prior.pixel_space
         self.embed, self.encode, self.decode, self.adapter = prior.embed, prior.encode, prior.decode, prior.adapter
-        self.evaluations = 0
+        self.work = Work()
         self._prior = prior
 
     def predict_noise(self, *arguments: Any, **named: Any) -> Tensor:
         """The prior's answer."""
-        self.evaluations += 1
-        return self._prior.predict_noise(*arguments, **named)
+        answer = self._prior.predict_noise(*arguments, **named)
+        self.work.evaluations += 1
+        if answer.requires_grad:
+            self.work.learnt += len(answer)
+        else:
+            self.work.pictures += len(answer)
+        return answer
+
+
+def evaluations_of(stage: Stage) -> int:
+    """Evaluations that a stage takes from its first step to its last, those of its critic included."""
+    return work_of(stage).evaluations
 
 
 @functools.lru_cache(maxsize=256)
-def evaluations_of(stage: Stage) -> int:
-    """Evaluations that a stage takes from its first step to its last, those of its critic included.
+def work_of(stage: Stage) -> Work:
+    """What a stage asks of a prior from its first step to its last, its critic included.
 
     The steps are gone through with grey pictures before a prior that costs nothing: what a method asks depends on its
     knobs, on progress and on what it draws, never on the answers.
@@ -52,7 +76,7 @@ def evaluations_of(stage: Stage) -> int:
         condition = prompts.condition(views)
         guidance.loss(state, prior, views, condition, step / stage.steps, rng)
         guidance.train_critic(state, prior, views, condition, rng)
-    return prior.evaluations
+    return prior.work
 
 
 @functools.lru_cache(maxsize=256)
