@@ -85,10 +85,12 @@ class Claim:
             return
         try:
             with self.database.write() as db:
-                state, values = decide(db, find(db, self.job.folder.parent, self.job.id))
-                if state in ("paused", "cancelled", "failed"):
+                job = find(db, self.job.folder.parent, self.job.id)
+                state, values = decide(db, job)
+                held = state if state in ("paused", "cancelled", "failed") else None
+                if held is not None or "position" in values:
                     with contextlib.suppress(OSError):
-                        change_card(self.job.folder, held=state)
+                        change_card(self.job.folder, held=held, position=values.get("position", job.position))
                 at = time.time() if state in ("done", "cancelled", "failed") else None
                 change(db, self.job.id, state=state, wish="", worker="", ended=at, **values)
         except BaseException:
