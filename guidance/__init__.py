@@ -15,6 +15,7 @@ from guidance.pds import PDS
 from guidance.sdi import SDI
 from guidance.sds import SDS
 from guidance.sjc import SJC
+from guidance.ucm import UCM
 from guidance.vsd import VSD
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "SDI",
     "SDS",
     "SJC",
+    "UCM",
     "VSD",
     "AnyGuidance",
 ]

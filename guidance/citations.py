@@ -33,6 +33,28 @@ _PAPERS = (
      "Nguyen, Viet and Nguyen, Anh and Dao, Trung and Nguyen, Khoi and Pham, Cuong and Tran, Toan and Tran, Anh"),
     ("2502.15681", "xu2025fdistill", "One-step Diffusion Models with $f$-Divergence Distribution Matching",
      "Xu, Yilun and Nie, Weili and Vahdat, Arash"),
+    # Priors
+    ("2208.01618", "gal2022textualinversion",
+     "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion",
+     "Gal, Rinon and Alaluf, Yuval and Atzmon, Yuval and Patashnik, Or and Bermano, Amit H. and Chechik, Gal and "
+     "Cohen-Or, Daniel"),
+    ("2302.05543", "zhang2023controlnet", "Adding Conditional Control to Text-to-Image Diffusion Models",
+     "Zhang, Lvmin and Rao, Anyi and Agrawala, Maneesh"),
+    ("2303.11328", "liu2023zero123", "Zero-1-to-3: Zero-shot One Image to 3D Object",
+     "Liu, Ruoshi and Wu, Rundi and Van Hoorick, Basile and Tokmakov, Pavel and Zakharov, Sergey and Vondrick, Carl"),
+    ("2307.01952", "podell2023sdxl", "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis",
+     r"Podell, Dustin and English, Zion and Lacey, Kyle and Blattmann, Andreas and Dockhorn, Tim and M{\"u}ller, Jonas "
+     "and Penna, Joe and Rombach, Robin"),
+    ("2308.06721", "ye2023ipadapter",
+     "IP-Adapter: Text Compatible Image Prompt Adapter for Text-to-Image Diffusion Models",
+     "Ye, Hu and Zhang, Jun and Liu, Sibo and Han, Xiao and Yang, Wei"),
+    ("2310.04378", "luo2023lcm",
+     "Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference",
+     "Luo, Simian and Tan, Yiqin and Huang, Longbo and Li, Jian and Zhao, Hang"),
+    ("2403.03206", "esser2024sd3", "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+     r"Esser, Patrick and Kulal, Sumith and Blattmann, Andreas and Entezari, Rahim and M{\"u}ller, Jonas and "
+     "Saini, Harry and Levi, Yam and Lorenz, Dominik and Sauer, Axel and Boesel, Frederic and Podell, Dustin and "
+     "Dockhorn, Tim and English, Zion and Lacey, Kyle and Goodwin, Alex and Marek, Yannik and Rombach, Robin"),
     # Score distillation
     ("2209.14988", "poole2022dreamfusion", "DreamFusion: Text-to-3D using 2D Diffusion",
      "Poole, Ben and Jain, Ajay and Barron, Jonathan T. and Mildenhall, Ben"),

@@ -29,10 +29,11 @@ class Ask:
 def predict(prior: Prior, condition: Condition, *asks: Ask, repel: float = 1.0) -> tuple[Tensor, ...]:
     """Predicted noise [b, c, i, j] for each question, in the order asked, from one batched forward pass.
 
-    The null branch leaves the camera out (a pose of zeros); every branch keeps what ``condition.extra`` holds, such as
-    the background. Where the condition repels directions of view, every answer to ``text`` that has one to ``null`` of
-    the same latents beside it is Perp-Neg's (arXiv 2304.04968), and stands in for ``eps_c`` in all formulas:
-    ``eps_u + d + sum_i w_i perp(d_i, d)``, with ``d = eps_c - eps_u``.
+    The null branch leaves the camera out (a pose of zeros), unless the condition keeps it, and any picture prompt;
+    every branch keeps what else ``condition.extra`` holds, such as the background. Where the condition repels
+    directions of view, every answer to ``text`` that has one to ``null`` of the same latents beside it is Perp-Neg's
+    (arXiv 2304.04968), and stands in for ``eps_c`` in all formulas: ``eps_u + d + sum_i w_i perp(d_i, d)``, with
+    ``d = eps_c - eps_u``.
 
     Args:
         prior: the prior.
@@ -46,13 +47,13 @@ def predict(prior: Prior, condition: Condition, *asks: Ask, repel: float = 1.0) 
     texts = [_text(condition, ask.branch) for ask in asks]
     texts += [] if condition.repelled is None else [condition.repelled[:, i] for _, i in further]
     every = [*asks, *(ask for ask, _ in further)]
-    pose = None if condition.pose is None else torch.cat([_pose(condition.pose, ask.branch) for ask in every])
+    pose = None if condition.pose is None else torch.cat([_pose(condition, ask.branch) for ask in every])
     answers = prior.predict_noise(
         torch.cat([ask.noisy for ask in every]),
         torch.cat([ask.t for ask in every]),
         torch.cat(texts),
         pose=pose,
-        extra={name: torch.cat([value] * len(every)) for name, value in condition.extra.items()},
+        extra={n: torch.cat([_extra(n, value, ask.branch) for ask in every]) for n, value in condition.extra.items()},
     ).chunk(len(every))
     found = list(answers[: len(asks)])
     for place, (text, null) in enumerate(pairs):
@@ -87,8 +88,13 @@ def _text(condition: Condition, branch: Branch) -> Tensor:
     return text
 
 
-def _pose(pose: Tensor, branch: Branch) -> Tensor:
-    return torch.zeros_like(pose) if branch == "null" else pose
+def _pose(condition: Condition, branch: Branch) -> Tensor:
+    assert condition.pose is not None
+    return torch.zeros_like(condition.pose) if branch == "null" and not condition.pose_in_null else condition.pose
+
+
+def _extra(name: str, value: Tensor, branch: Branch) -> Tensor:
+    return torch.zeros_like(value) if branch == "null" and name.startswith("image") else value
 
 
 # Perp-Neg -------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 World axes: +y is up, the front faces +z, azimuth grows towards +x.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +33,8 @@ class Prompts:
     """What the prior takes beyond text."""
     source: Float[Tensor, "k t d"] | None = None
     """The prompt of the object that an edit starts from, in as many rows as ``text``."""
+    image: dict[str, Float[Tensor, "1 ..."]] = field(default_factory=dict)
+    """A picture that prompts, as the prior sees it."""
 
     @classmethod
     def embed(
@@ -43,6 +45,7 @@ class Prompts:
         view_dependent: ViewDependence = "bucketed",
         negative_as_null: bool = False,
         source: str | None = None,
+        image: Float[Tensor, "1 3 h w"] | None = None,
     ) -> "Prompts":
         """Embed a prompt in all the forms that a run needs.
 
@@ -55,9 +58,11 @@ class Prompts:
                 the other directions away (arXiv 2304.04968), ``off`` does none of it.
             negative_as_null: put the negative prompt in the null prompt's place in classifier-free guidance.
             source: the prompt of the object that an edit starts from.
+            image: a picture in [0, 1] that prompts too, for priors that take one.
 
         Raises:
-            ValueError: ``perp_neg`` with ``negative_as_null``: its directions are measured from the null prompt.
+            ValueError: ``perp_neg`` with ``negative_as_null``: its directions are measured from the null prompt; or a
+                picture for a prior that takes none.
         """
         if view_dependent == "perp_neg" and negative_as_null:
             raise ValueError(
@@ -69,14 +74,14 @@ class Prompts:
         count = len(wanted) - 3
         embedded = prior.embed([*wanted, *([] if source is None else _seen(source, view_dependent))])
         text, plain, negatives, nulls = embedded[:count], *embedded[count : count + 3].split(1)
-        return cls(
-            text, plain, negatives, nulls, view_dependent, prior.takes, None if source is None else embedded[-count:]
-        )
+        before = None if source is None else embedded[-count:]
+        return cls(text, plain, negatives, nulls, view_dependent, prior.takes, before, _seen_by(prior, image))
 
     def condition(self, views: Views) -> Condition:
         """What the prior is told about each of ``views``: text always, camera and the like if it takes them."""
         count = len(views.images)
-        offered = {"background": views.background, "depth": views.depth, "normal": views.normal, "mask": views.mask}
+        offered = {"background": views.background, "depth": views.depth, "mask": views.mask, "source": views.source}
+        told = {name: value.expand(count, *value.shape[1:]) for name, value in self.image.items()}
         repelled, weights = self._repelled(views.pose) if self.view_dependent == "perp_neg" else (None, None)
         return Condition(
             text=self._resolved(self.text, views.pose),
@@ -84,12 +89,13 @@ class Prompts:
             null=self.null.expand(count, -1, -1),
             plain=self.plain.expand(count, -1, -1),
             pose=views.pose if "pose" in self.takes else None,
+            pose_in_null="pose_in_null" in self.takes,
             camera=views.pose,
             repelled=repelled,
             repelled_weight=weights,
             source=None if self.source is None else self._resolved(self.source, views.pose),
             mask=views.mask,
-            extra={name: value for name, value in offered.items() if name in self.takes and value is not None},
+            extra={name: value for name, value in offered.items() if name in self.takes and value is not None} | told,
         )
 
     def _resolved(self, rows: Float[Tensor, "k t d"], pose: Float[Tensor, "b 4 4"]) -> Float[Tensor, "b t d"]:
@@ -102,6 +108,14 @@ class Prompts:
     def _repelled(self, pose: Float[Tensor, "b 4 4"]) -> tuple[Float[Tensor, "b 2 t d"], Float[Tensor, "b 2"]]:
         directions, weights = repelled_directions(pose)
         return self.text[directions.to(self.text.device)], weights.to(self.text)
+
+
+def _seen_by(prior: Any, image: Tensor | None) -> dict[str, Tensor]:
+    if image is None:
+        return {}
+    if "image" not in prior.takes:
+        raise ValueError("this prior is told by words, not by a picture; leave the picture out")
+    return prior.see(image)
 
 
 def _seen(prompt: str, view_dependent: ViewDependence) -> list[str]:

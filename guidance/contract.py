@@ -47,6 +47,8 @@ class Condition:
     """The prompt without the direction of view; none: ``text`` has no direction."""
     pose: Float[Tensor, "b 4 4"] | None = None
     """Camera-to-world, if the prior takes it."""
+    pose_in_null: bool = False
+    """The null branch is told the camera too, as some multi-view priors were trained."""
     camera: Float[Tensor, "b 4 4"] | None = None
     """Camera-to-world whatever the prior takes: for critics."""
     repelled: Float[Tensor, "b k t d"] | None = None
@@ -56,9 +58,11 @@ class Condition:
     source: Float[Tensor, "b t d"] | None = None
     """The prompt of the object that an edit starts from."""
     source_latents: Float[Tensor, "b c i j"] | None = None
-    mask: Float[Tensor, "b 1 i j"] | None = None
+    mask: Float[Tensor, "b 1 h w"] | None = None
+    """Where a gradient counts, at any size."""
     extra: dict[str, Tensor] = field(default_factory=dict)
-    """Named tensors that the prior declares in ``takes``."""
+    """Named tensors that the prior declares in ``takes``. Those whose names begin with ``image`` are a prompt, which
+    the null branch is not told: zeros there."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Prior(Protocol):
     resolution: int
     """Pixels a side of the pictures that ``encode`` takes without resizing."""
     takes: frozenset[str]
-    """Names of the conditions beyond text: ``pose`` and keys of ``extra``."""
+    """Names of the conditions beyond text: ``pose``, ``pose_in_null`` where the null branch wants it too, keys of
+    ``extra``, and ``image`` for those that are told by a picture."""
 
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n t d"]:
         """Text embeddings of prompts."""

@@ -1,66 +1,63 @@
-"""A trainable change of a frozen U-Net: low-rank updates of its layers, and an embedding of the camera."""
+"""A trainable change of a frozen network: low-rank updates of its layers, and an embedding of the camera."""
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
 POSE = 16
 """Numbers of a flattened camera-to-world matrix."""
-_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
+_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.", "transformer_blocks.", "single_transformer_blocks.")
 
 
 class LoraAdapter(nn.Module):
-    """A U-Net with low-rank updates (LoRA, arXiv 2106.09685) that knows the camera (ProlificDreamer, arXiv
-    2305.16213). It predicts exactly what the U-Net does until it has learnt something.
+    """A U-Net or transformer with low-rank updates (LoRA, arXiv 2106.09685) that knows the camera (ProlificDreamer,
+    arXiv 2305.16213). It predicts exactly what the network does until it has learnt something.
 
-    ``network`` is a structural copy: modules of its own around the very weights of the U-Net, which thus neither
+    ``network`` is a structural copy: modules of its own around the very weights of the network, which thus neither
     changes nor exists twice. It is no submodule, so parameters and state are those of the change alone, in float32
-    whatever type the U-Net computes in.
+    whatever type the network computes in.
     """
 
-    def __init__(self, unet: "UNet2DConditionModel", rank: int, seed: int) -> None:
-        """Adapt every convolution and linear layer of the U-Net's blocks.
+    def __init__(self, network: Any, rank: int, seed: int) -> None:
+        """Adapt every convolution and linear layer of the network's blocks.
 
         The papers adapt attention alone, which Stable Diffusion has on every level. The bundled network has it at the
         lowest level only, and a critic confined to that level could not learn what a render looks like up close.
 
         Args:
-            unet: what to change; its parameters must be frozen, and stay as they are.
+            network: what to change; its parameters must be frozen, and stay as they are.
             rank: of the updates.
             seed: of the initial weights; global generators are left alone.
+
+        Raises:
+            ValueError: the network's weights are not in memory, but come to it layer by layer.
         """
         super().__init__()
+        if any(weight.is_meta for weight in network.parameters()):
+            raise ValueError("a method with a critic needs the network in memory; leave out the offloading of layers")
         rng = torch.Generator().manual_seed(seed)
-        network: Any = _structural_copy(unet)
-        width = network.time_embedding.linear_2.out_features
-        self.lora = nn.ParameterDict(_inject(network, rank, rng))
-        self.camera = CameraEmbedding(width, rng).to(network.device)
-        network.class_embedding = _WithCamera(network.class_embedding, self.camera)
-        self._hidden = (network.eval(),)  # in a tuple, where nn.Module does not look for submodules
+        adapted: Any = _structural_copy(network)
+        self.lora = nn.ParameterDict(_inject(adapted, rank, rng))
+        self.camera = _tell_camera(adapted, rng)
+        self._hidden = (adapted.eval(),)  # in a tuple, where nn.Module does not look for submodules
 
     @property
-    def network(self) -> "UNet2DConditionModel":
-        """The U-Net with its change; takes ``labels`` for class labels."""
+    def network(self) -> Any:
+        """The network with its change; takes the camera in front of its class labels or pooled prompt."""
         return self._hidden[0]
 
-    def changes(self, unet: "UNet2DConditionModel") -> bool:
-        """Whether this is an adapter of that very U-Net."""
-        return self.network.conv_in.weight is unet.conv_in.weight
+    def changes(self, network: Any) -> bool:
+        """Whether this is an adapter of that very network."""
+        return next(self.network.parameters()) is next(network.parameters())
 
-    def labels(
-        self, pose: Float[Tensor, "b 4 4"] | None, own: Float[Tensor, "b n"] | None, count: int
-    ) -> Float[Tensor, "b m"]:
-        """Class labels for ``network``: the pose (zeros: no camera), then those that the U-Net itself takes."""
+    def told(self, pose: Float[Tensor, "b 4 4"] | None, count: int) -> Float[Tensor, "b 16"]:
+        """The camera as ``network`` takes it; zeros: no camera."""
         like = self.camera.inner.weight
-        flat = like.new_zeros(count, POSE) if pose is None else pose.to(like).flatten(1)
-        return flat if own is None else torch.cat([flat, own], 1)
+        return like.new_zeros(count, POSE) if pose is None else pose.to(like).flatten(1)
 
 
 class CameraEmbedding(nn.Module):
@@ -94,10 +91,37 @@ class _WithCamera(nn.Module):
         return self.own(labels[:, POSE:].to(next(self.own.parameters()).dtype)) + embedded
 
 
-def _structural_copy(unet: nn.Module) -> nn.Module:
+class _TimeWithCamera(nn.Module):
+    """A transformer's embedding of time and pooled prompt, which come last, plus that of the camera in front of it."""
+
+    def __init__(self, own: nn.Module, camera: CameraEmbedding) -> None:
+        super().__init__()
+        self.own, self.camera = own, camera
+
+    def forward(self, *given: Tensor) -> Tensor:
+        *others, pooled = given
+        own = pooled[:, POSE:].to(next(self.own.parameters()).dtype)
+        embedded = self.own(*others, own)
+        return embedded + self.camera(pooled[:, :POSE]).to(embedded.dtype)
+
+
+def _tell_camera(network: Any, rng: torch.Generator) -> CameraEmbedding:
+    """Put an embedding of the camera, zero as yet, beside that of time."""
+    if hasattr(network, "time_text_embed"):
+        width = network.time_text_embed.timestep_embedder.linear_2.out_features
+        camera = CameraEmbedding(width, rng).to(network.device)
+        network.time_text_embed = _TimeWithCamera(network.time_text_embed, camera)
+    else:
+        width = network.time_embedding.linear_2.out_features
+        camera = CameraEmbedding(width, rng).to(network.device)
+        network.class_embedding = _WithCamera(network.class_embedding, camera)
+    return camera
+
+
+def _structural_copy(network: nn.Module) -> nn.Module:
     """The same modules anew, around the same parameters and buffers."""
-    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
-    return copy.deepcopy(unet, shared)
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
 
 
 def _inject(network: nn.Module, rank: int, rng: torch.Generator) -> dict[str, nn.Parameter]:

@@ -39,6 +39,17 @@ class Distilling(Protocol):
         ...
 
 
+@runtime_checkable
+class Directing(Protocol):
+    """A method as ``follow`` needs it."""
+
+    def gradient(
+        self, state: Any, prior: Prior, latents: Tensor, condition: Condition, draw: Draw, progress: float
+    ) -> Tensor:
+        """The update direction for ``latents``."""
+        ...
+
+
 def distil(
     method: Distilling,
     state: Any,
@@ -56,7 +67,7 @@ def distil(
 
 
 def follow(
-    method: Distilling,
+    method: Directing,
     state: Any,
     prior: Prior,
     latents: Float[Tensor, "b c i j"],

@@ -14,6 +14,7 @@ from guidance.pds import PDS
 from guidance.sdi import SDI
 from guidance.sds import SDS
 from guidance.sjc import SJC
+from guidance.ucm import UCM
 from guidance.vsd import VSD
 
-AnyGuidance = SDS | SJC | ASD | CDS | ISM | CSD | NFSD | VSD | DSD | BSD | FVSD | SDI | JSD | DDS | PDS
+AnyGuidance = SDS | SJC | ASD | CDS | ISM | CSD | NFSD | VSD | DSD | BSD | FVSD | SDI | JSD | DDS | PDS | UCM

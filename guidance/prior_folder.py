@@ -33,8 +33,19 @@ class Hints(TypedDict):
     format: int
     pixel_shuffle: int
     """Pixels a side that are folded into channels, for a prior without an autoencoder."""
-    camera: Literal["none", "harmonics"]
-    """How the network takes the camera: not at all, or as ``camera_features`` for class labels."""
+    camera: Literal["none", "harmonics", "matrix"]
+    """How the network takes the camera: not at all, or for class labels as ``camera_features`` or as a camera-to-world
+    matrix (MVDream)."""
+    views: int
+    """Views that the network sees as one: consecutive samples of a batch."""
+    control: Literal["depth", "normal"]
+    """What the ControlNet beside the network was trained to be shown."""
+    distilled_guidance: float | None
+    """Guidance weight to name to a network that was distilled with it; none: 3.5 (FLUX) or 8 (LCM)."""
+    picture_elevation: float
+    """Elevation at which the picture was taken that a novel-view prior is told, in degrees."""
+    resolution: int | None
+    """Pixels a side that it was trained with, where the network does not say."""
     field_of_view: float
     """Vertical field of view of the training cameras, in degrees."""
     distance: float
@@ -51,6 +62,11 @@ def default_hints() -> Hints:
         format=FORMAT,
         pixel_shuffle=1,
         camera="none",
+        views=1,
+        control="depth",
+        distilled_guidance=None,
+        picture_elevation=0.0,
+        resolution=None,
         field_of_view=40.0,
         distance=2.6,
         elevations=(-10.0, 60.0),
@@ -80,8 +96,10 @@ def _checked(said: dict, hints: Hints, where: str) -> Hints:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; it may hold {', '.join(hints)}")
     if said.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{where} has format {said['format']!r}; this version of Dreamkiln reads format {FORMAT}")
-    if said.get("camera") not in (None, "none", "harmonics"):
-        raise ValueError(f'{where}: camera is "none" or "harmonics", not {said["camera"]!r}')
+    if said.get("camera") not in (None, "none", "harmonics", "matrix"):
+        raise ValueError(f'{where}: camera is "none", "harmonics" or "matrix", not {said["camera"]!r}')
+    if said.get("control") not in (None, "depth", "normal"):
+        raise ValueError(f'{where}: control is "depth" or "normal", not {said["control"]!r}')
     hints.update({name: value for name, value in said.items() if value is not None})  # pyright: ignore[reportCallIssue, reportArgumentType]
     hints["elevations"] = (float(hints["elevations"][0]), float(hints["elevations"][1]))
     hints["words"] = None if hints["words"] is None else tuple(hints["words"])

@@ -122,7 +122,7 @@ def trainee_average(trainee: Trainee) -> Trainee:
 def in_memory(trainee: Trainee, settings: TrainPrior) -> DiffusersPrior:
     """The trainee as a prior, without a file; it takes the networks over."""
     hints = Hints(**{**default_hints(), **_hints(settings)})
-    return DiffusersPrior(trainee.unet, trainee.text_encoder, trainee.tokenizer, noise_schedule(), hints=hints)
+    return DiffusersPrior.of(trainee.unet, trainee.text_encoder, trainee.tokenizer, noise_schedule(), hints=hints)
 
 
 def _save(averaged: Trainee, settings: TrainPrior, folder: Path) -> None:

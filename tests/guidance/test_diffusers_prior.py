@@ -39,8 +39,9 @@ def prior(request: pytest.FixtureRequest) -> DiffusersPrior:
 def test_it_is_a_prior_and_frozen(prior: DiffusersPrior):
     assert isinstance(prior, Prior)
     assert len(prior.alphas_cumprod) == 1000 and prior.resolution == 64
-    for module in (prior._unet, prior._text_encoder, prior._vae):
-        assert module is None or not (module.training or any(p.requires_grad for p in module.parameters()))
+    assert {"unet", "text_encoder"} <= set(prior.parts.modules)
+    for module in prior.parts.modules.values():
+        assert not (module.training or any(p.requires_grad for p in module.parameters()))
 
 
 def test_shapes_and_resizing(prior: DiffusersPrior, views: Views):
@@ -110,7 +111,7 @@ def test_the_network_is_fed_as_in_training(toy_prior: DiffusersPrior, views: Vie
     t, text = torch.tensor([3, 300, 900]), toy_prior.embed(["a red mug", "a tree", ""])
     noisy = torch.randn(3, 12, 32, 32, generator=torch.Generator().manual_seed(0))
     features = camera_features(views.pose, views.background)
-    v = toy_prior._unet(noisy, t, text, class_labels=features).sample
+    v = toy_prior.network(noisy, t, text, class_labels=features).sample
     given = toy_prior.predict_noise(noisy, t, text, pose=views.pose, extra={"background": views.background})
     torch.testing.assert_close(given, noise_from_v(toy_prior, noisy, v, t))
 
@@ -143,14 +144,14 @@ def test_saving_keeps_the_weights_and_the_caller_keeps_its_own(tmp_path: Path):
     for half in (True, False):  # the second replaces the first
         save_prior(tmp_path / "prior", unet, text_encoder, words, schedule, TOY_HINTS, half=half)
     assert unet.dtype == torch.float32 and unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    loaded = DiffusersPrior.load(tmp_path / "prior", CPU)._unet.state_dict()
+    loaded = DiffusersPrior.load(tmp_path / "prior", CPU).network.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in before.items())
     assert [path.name for path in tmp_path.iterdir()] == ["prior"]
 
 
 def test_sixteen_bits_load_to_the_type_asked(toy_folder: Path, views: Views, toy_prior: DiffusersPrior):
     stored = (toy_folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
-    count = sum(p.numel() for p in toy_prior._unet.parameters())
+    count = sum(p.numel() for p in toy_prior.network.parameters())
     assert stored < 2.2 * count and toy_prior.dtype == torch.float32
     brief = DiffusersPrior.load(toy_folder, CPU, torch.bfloat16)
     t, text = torch.tensor([300] * 3), toy_prior.embed(["a tree"] * 3)
@@ -165,8 +166,7 @@ def test_sixteen_bits_load_to_the_type_asked(toy_folder: Path, views: Views, toy
 
 def test_a_latent_prior(diffusion: DiffusersPrior, views: Views):
     assert not diffusion.pixel_space and diffusion.channels == 4 and diffusion.takes == frozenset()
-    assert diffusion._vae is not None
-    moments = diffusion._vae.encode(views.images * 2 - 1).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+    moments = diffusion.parts.modules["vae"].encode(views.images * 2 - 1).latent_dist
     torch.testing.assert_close(diffusion.encode(views.images), moments.mean * 0.18215)
     assert diffusion.alphas_cumprod[500].item() == pytest.approx(1 - 0.7237, abs=5e-5)
 

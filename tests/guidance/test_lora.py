@@ -58,17 +58,17 @@ def test_it_holds_its_own_weights_alone(prior: DiffusersPrior):
     adapter = prior.adapter(4, 0)
     assert {name.split(".")[0] for name in adapter.state_dict()} == {"lora", "camera"}
     assert all(p.requires_grad and p.dtype == torch.float32 for p in adapter.parameters())
-    own = {p.data_ptr() for p in prior._unet.parameters()}
+    own = {p.data_ptr() for p in prior.network.parameters()}
     assert not own & {p.data_ptr() for p in adapter.parameters()}
     assert own <= {p.data_ptr() for p in adapter.network.parameters()}  # shared, not copied
-    assert sum(p.numel() for p in adapter.lora.values()) < 0.5 * sum(p.numel() for p in prior._unet.parameters())
+    assert sum(p.numel() for p in adapter.lora.values()) < 0.5 * sum(p.numel() for p in prior.network.parameters())
 
 
 def test_every_layer_of_the_blocks_is_adapted(prior: DiffusersPrior):
     adapter = prior.adapter(3, 0)
     layers = [
         name
-        for name, module in prior._unet.named_modules()
+        for name, module in prior.network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and "block" in name.split(".")[0]
     ]
     expected = {f"{name}.lora_{part}".replace(".", "/") for name in layers for part in "AB"}
@@ -78,8 +78,8 @@ def test_every_layer_of_the_blocks_is_adapted(prior: DiffusersPrior):
 
 def test_the_prior_is_the_same_before_during_and_after(prior: DiffusersPrior, ask: Ask):
     def portrait() -> tuple:
-        modules = [(name, type(module), module.training) for name, module in prior._unet.named_modules()]
-        return prior.fingerprint(), modules, {n: (id(p), p.requires_grad) for n, p in prior._unet.named_parameters()}
+        modules = [(name, type(module), module.training) for name, module in prior.network.named_modules()]
+        return prior.fingerprint(), modules, {n: (id(p), p.requires_grad) for n, p in prior.network.named_parameters()}
 
     before, answer = portrait(), ask()
     adapter = prior.adapter(4, 0)
@@ -90,12 +90,12 @@ def test_the_prior_is_the_same_before_during_and_after(prior: DiffusersPrior, as
         optimiser.step()
     assert (ask(adapter) - answer).abs().max() > 1e-3
     assert portrait() == before and torch.equal(ask(), answer)
-    assert all(p.grad is None for p in prior._unet.parameters())
+    assert all(p.grad is None for p in prior.network.parameters())
 
 
 def test_a_fingerprint_notices_a_single_weight(prior: DiffusersPrior):
     before = prior.fingerprint()
-    weight = prior._unet.conv_in.weight.data
+    weight = prior.network.conv_in.weight.data
     value = weight[0, 0, 0, 0].item()
     weight[0, 0, 0, 0] += 1e-3
     assert prior.fingerprint() != before

@@ -151,7 +151,7 @@ def test_a_new_training_can_begin_with_a_released_prior(options, capsys):
     again = dataclasses.replace(options, work=options.work / "second", begin_with=options.out, out=options.out / "new")
     trainee = Trainee(TINY, CPU)
     trainee.begin_with(options.out)
-    shipped = DiffusersPrior.load(options.out, CPU)._unet.state_dict()
+    shipped = DiffusersPrior.load(options.out, CPU).network.state_dict()
     assert all(torch.equal(shipped[name], value) for name, value in trainee.unet.state_dict().items())
     assert all(map(torch.equal, trainee.average, trainee.parameters))
     assert main(with_settings(again, network=Network(channels=(16, 32), text_layers=1))) == BAD_USAGE

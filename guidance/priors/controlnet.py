@@ -1,0 +1,105 @@
+"""ControlNet (arXiv 2302.05543): a prior that is also shown the depth or the normals of what it looks at.
+
+Depth is what such models were trained on: inverse depth, brightest where nearest, 0 to 1 over each picture. Normals
+are taken from the depth, so that every representation has them, and are shown as colours after ScanNet: red to the
+left, green up, blue towards the viewer.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from guidance.priors.network import Asked
+from guidance.priors.unet import UNet
+from guidance.priors.unet_xl import UNetXL
+
+_NOTHING = 1e-3
+"""Depth of a pixel in which there is nothing at all, at most."""
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """A U-Net whose inner activations a ControlNet corrects, as the render's own geometry says."""
+
+    unet: UNet | UNetXL
+    controlnet: Any
+    shown: Literal["depth", "normal"]
+    resolution: int
+    field_of_view: float
+    """Vertical field of view of the renders, in degrees; for normals of depth."""
+    strength: float = 1.0
+    """Factor of the corrections."""
+
+    @property
+    def model(self) -> Any:
+        """The U-Net; adapters leave the ControlNet alone."""
+        return self.unet.model
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Names of the conditions beyond text."""
+        return self.unet.takes | {"depth"}
+
+    def answer(self, model: Any, asked: Asked) -> Float[Tensor, "b c i j"]:
+        """The raw answer."""
+        down, middle = self.controlnet(
+            asked.z.contiguous(memory_format=torch.channels_last),
+            asked.time,
+            asked.tokens,
+            controlnet_cond=self._picture(asked).to(asked.z),
+            conditioning_scale=self.strength,
+            added_cond_kwargs=self.unet.conditions(asked) if isinstance(self.unet, UNetXL) else None,
+            return_dict=False,
+        )
+        return self.unet.answer(
+            model, asked, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        )
+
+    @torch.no_grad()
+    def _picture(self, asked: Asked) -> Float[Tensor, "b 3 h w"]:
+        depth = asked.extra.get("depth")
+        if depth is None:
+            return asked.z.new_zeros(len(asked.z), 3, self.resolution, self.resolution)
+        depth = depth.detach().float()
+        if self.shown == "depth":
+            picture = nearness(depth).expand(-1, 3, -1, -1)
+        else:
+            picture = normal_colours(normals_of_depth(depth, self.field_of_view), depth > _NOTHING)
+        return F.interpolate(picture, (self.resolution, self.resolution), mode="bilinear", antialias=True)
+
+
+def nearness(depth: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Inverse depth from 0, the farthest, to 1, the nearest, of each picture by itself; 0 where there is nothing."""
+    there = depth > _NOTHING
+    inverse = torch.where(there, 1 / depth.clamp_min(_NOTHING), torch.zeros_like(depth))
+    nearest = inverse.amax((1, 2, 3), keepdim=True)
+    farthest = torch.where(there, inverse, nearest).amin((1, 2, 3), keepdim=True)
+    # The farthest surface must not look like nothing at all.
+    share = 0.1 + 0.9 * (inverse - farthest) / (nearest - farthest).clamp_min(1e-6)
+    return torch.where(there, share.clamp(0, 1), torch.zeros_like(share))
+
+
+def normals_of_depth(depth: Float[Tensor, "b 1 h w"], field_of_view: float) -> Float[Tensor, "b 3 h w"]:
+    """Unit normals in the camera's space (+x right, +y up, +z towards the viewer), of distances along rays."""
+    height, width = depth.shape[-2:]
+    focal = height / 2 / math.tan(math.radians(field_of_view) / 2)
+    y, x = torch.meshgrid(
+        torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij"
+    )
+    ray = torch.stack([(x + 0.5 - width / 2) / focal, (height / 2 - y - 0.5) / focal, -torch.ones_like(x).float()])
+    points = depth * F.normalize(ray, dim=0)
+    padded = F.pad(points, (1, 1, 1, 1), mode="replicate")
+    across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+    up = padded[:, :, :-2, 1:-1] - padded[:, :, 2:, 1:-1]
+    return F.normalize(torch.cross(across, up, dim=1), dim=1)
+
+
+def normal_colours(normal: Float[Tensor, "b 3 h w"], there: Tensor) -> Float[Tensor, "b 3 h w"]:
+    """Normals of the camera's space as colours; black where there is nothing."""
+    left = torch.stack([-normal[:, 0], normal[:, 1], normal[:, 2]], 1)
+    return ((left + 1) / 2) * there

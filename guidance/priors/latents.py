@@ -1,0 +1,104 @@
+"""The picture side: what a prior works on instead of pictures, and back."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@runtime_checkable
+class Latents(Protocol):
+    """Pictures in [-1, 1] to latents, and back."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of a latent's element."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        ...
+
+    def encode(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
+        """Latents, differentiable, without randomness."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pictures themselves, squares of ``factor`` pixels a side folded into channels."""
+
+    factor: int = 1
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return 3 * self.factor**2
+
+    def encode(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
+        """The same pixels, rearranged."""
+        return F.pixel_unshuffle(signed, self.factor)
+
+    def decode(self, latents: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:
+        """The same pixels, rearranged."""
+        return F.pixel_shuffle(latents.float(), self.factor)
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """An autoencoder of diffusers. Latents are the mode of its distribution: encoding has no randomness of its own."""
+
+    vae: Any
+    checkpointed: bool = False
+    """Forget what lies between picture and latent, and compute it again on the way back: less memory, more time."""
+    slicing: bool = False
+    """Encode and decode one picture at a time. For encoding it is done here, so that it serves gradients too."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of a latent's element."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self.vae.config.latent_channels
+
+    def encode(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
+        """Latents, shifted and scaled as the prior was trained with."""
+        shift, scale = self._scaling
+        return (self.mode(signed) - shift) * scale
+
+    def mode(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
+        """Latents as the autoencoder has them, unscaled."""
+        if self.slicing and len(signed) > 1:
+            return torch.cat([self._mode(one) for one in signed.split(1)])
+        return self._mode(signed)
+
+    def _mode(self, signed: Tensor) -> Tensor:
+        given = signed.to(self.vae.dtype)
+        if self.checkpointed and torch.is_grad_enabled() and given.requires_grad:
+            from torch.utils.checkpoint import checkpoint
+
+            return cast(Tensor, checkpoint(self._encoded, given, use_reentrant=False))
+        return self._encoded(given)
+
+    def _encoded(self, given: Tensor) -> Tensor:
+        return self.vae.encode(given).latent_dist.mode().float()
+
+    def decode(self, latents: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:
+        """Pictures."""
+        shift, scale = self._scaling
+        return self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()
+
+    @property
+    def _scaling(self) -> tuple[float, float]:
+        return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor

@@ -1,0 +1,218 @@
+"""A prior's parts from a folder in diffusers' layout.
+
+``model_index.json`` says which of diffusers' pipelines a folder is for. Only those listed here are taken, and only
+classes of diffusers and transformers by name: no code in a folder ever runs, no pickle is opened, nothing is fetched.
+A folder that names no pipeline is read as a bare text-conditioned U-Net, as the bundled prior is.
+"""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidance.prior_folder import read_hints, refuse, require
+from guidance.priors.assembly import Plan, assemble, bare
+from guidance.priors.extensions import Extensions
+from guidance.priors.parts import Parts
+from guidance.priors.resources import Resources
+
+PIPELINES = {
+    "StableDiffusionPipeline": "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "LatentConsistencyModelPipeline": "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline": "StableDiffusionInpaintPipeline",
+    "StableDiffusionControlNetPipeline": "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLControlNetPipeline": "StableDiffusionXLControlNetPipeline",
+    "StableDiffusion3Pipeline": "StableDiffusion3Pipeline",
+    "FluxPipeline": "FluxPipeline",
+    "IFPipeline": "IFPipeline",
+    "Zero1to3StableDiffusionPipeline": "",
+}
+"""What a folder may say it is for, and the pipeline that is built; "": diffusers has none, the parts are enough."""
+WIDE = ("StableDiffusion3Pipeline", "FluxPipeline", "IFPipeline")
+"""Those whose numbers leave float16's range."""
+
+_UNUSED = ("safety_checker", "feature_extractor", "watermarker", "image_processor")
+_CONTROLLED = {
+    "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
+}
+
+
+def pipeline_of(folder: Path) -> str | None:
+    """The pipeline of diffusers that a folder is for; None for a bare U-Net, "" for parts without a pipeline.
+
+    Raises:
+        MissingPriorError: there is no such folder.
+        ValueError: it is for a pipeline that is not supported, or its index cannot be read.
+    """
+    if not folder.is_dir():
+        refuse(folder, "there is no such folder")
+    named = _index(folder).get("_class_name", "DiffusionPipeline")
+    if named == "DiffusionPipeline":
+        return None
+    if named not in PIPELINES:
+        raise ValueError(f"{folder} is for {named}, which is not supported; supported are {', '.join(PIPELINES)}")
+    pipeline = PIPELINES[named]
+    # A ControlNet that lies beside the other parts is used, whatever the index says.
+    return _CONTROLLED.get(pipeline, pipeline) if (folder / "controlnet").is_dir() else pipeline
+
+
+def load_parts(
+    folder: Path,
+    device: torch.device,
+    resources: Resources,
+    resolution: int | None = None,
+    extensions: Extensions = Extensions(),  # noqa: B008 -- frozen
+) -> Parts:
+    """Load a folder from the disk.
+
+    Args:
+        folder: in the layout of diffusers.
+        device: where the prior is to live.
+        resources: how it is to use the machine.
+        resolution: pixels a side to distil at; None: those that the prior was trained with.
+        extensions: LoRA and textual inversions to put on top.
+
+    Raises:
+        MissingPriorError: the folder or a component is not there or cannot be read.
+        ValueError: it is a kind of prior that is not supported.
+    """
+    pipeline, hints = pipeline_of(folder), read_hints(folder)
+    dtype, plan = resources.type_for(device, pipeline in WIDE), Plan(device, resources, hints, resolution, extensions)
+    if pipeline is None:
+        for component in ("unet", "text_encoder", "tokenizer", "scheduler"):
+            require(folder, component)
+        return bare(_bare_components(folder, dtype), plan)
+    return assemble(pipeline, _components(folder, dtype), settings(folder), plan, folder)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Plain settings in a folder's index, such as ``force_zeros_for_empty_prompt``."""
+    return {k: v for k, v in _index(folder).items() if not k.startswith("_") and not isinstance(v, list)}
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{path} holds no index")
+    return index
+
+
+def _bare_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    return {
+        "unet": load_model(UNet2DConditionModel, folder, "unet", dtype),
+        "text_encoder": load_model(CLIPTextModel, folder, "text_encoder", dtype),
+        "tokenizer": load(CLIPTokenizer, folder, "tokenizer"),
+        "scheduler": load(DDPMScheduler, folder, "scheduler"),
+        "vae": load_model(AutoencoderKL, folder, "vae", dtype) if (folder / "vae").is_dir() else None,
+    }
+
+
+def _components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Every part that the index lists and a prior uses, loaded; those beside them that extend it, too."""
+    listed = {
+        name: entry
+        for name, entry in _index(folder).items()
+        if isinstance(entry, list) and name not in _UNUSED and entry[-1] is not None
+    }
+    if (folder / "controlnet").is_dir():
+        listed["controlnet"] = ["diffusers", "ControlNetModel"]
+    if (folder / "ip_adapter.safetensors").is_file() and (folder / "image_encoder").is_dir():
+        listed["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+    return {name: _component(folder, name, entry, dtype) for name, entry in listed.items()}
+
+
+def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype) -> Any:
+    import diffusers
+    import transformers
+
+    if name == "cc_projection":  # a class of Zero123's own pipeline: one linear layer
+        from guidance.priors.assembly import read_projection
+
+        return read_projection(require(folder, name), dtype)
+    library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
+    kind = getattr(library, entry[1], None)
+    if not isinstance(kind, type):
+        raise ValueError(f"{folder}: {name} is a {entry[1]} of {entry[0]}; only diffusers' and transformers' are read")
+    require(folder, name)
+    if issubclass(kind, diffusers.SchedulerMixin):
+        flow = "FlowMatch" in kind.__name__
+        return load(diffusers.FlowMatchEulerDiscreteScheduler if flow else diffusers.DDPMScheduler, folder, name)
+    if issubclass(kind, torch.nn.Module):
+        return load_model(kind, folder, name, dtype)
+    return load(kind, folder, name)
+
+
+def load(kind: Any, folder: Path, component: str, **options: Any) -> Any:
+    """A component by ``from_pretrained``, from the disk alone.
+
+    Raises:
+        MissingPriorError: it cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return kind.from_pretrained(folder / component, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        refuse(folder, f"its {component}/ cannot be read ({error})", error)
+
+
+def load_model(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
+    """A component with weights, of safetensors alone, none of them missing.
+
+    Raises:
+        MissingPriorError: it cannot be read, or only as a pickle.
+    """
+    if not (folder / component / "config.json").exists():  # transformers would make one up
+        refuse(folder, f"its {component}/ has no config.json")
+    # Published folders often hold the 16-bit variant alone.
+    weights = [path.name for path in (folder / component).glob("*.safetensors")]
+    if not weights:
+        pickles = sorted(p.name for end in ("bin", "ckpt", "pt", "pth") for p in (folder / component).glob(f"*.{end}"))
+        found = f": {pickles[0]} could run code when opened, so it is left alone" if pickles else ""
+        refuse(folder, f"its {component}/ holds no *.safetensors{found}")
+    variant = "fp16" if all(".fp16." in name or ".fp16-" in name for name in weights) else None
+    model, report = load(
+        kind, folder, component, use_safetensors=True, dtype=dtype, variant=variant, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        refuse(folder, f"its {component}/ lacks weights, {min(report['missing_keys'])} among them")
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars and remarks about settings of old checkpoints off the terminal; errors still raise."""
+    import diffusers
+    import transformers
+
+    logs = [diffusers.utils.logging, transformers.utils.logging]
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for log, (verbosity, bars) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
