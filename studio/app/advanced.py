@@ -32,6 +32,7 @@ LEFT_OUT = {
     "Request.prior": "a folder by its path; people choose from a list",
     "Request.stages": "recipes decide how many there are",
     "Request.task": "an edit is begun from a finished run",
+    "Request.prior_options": "files by their paths, and the machine",
     "Edit.source": "a folder by its path",
 }
 """Fields that are no knobs, and why."""

@@ -9,8 +9,8 @@ import gradio as gr
 
 from guidance.methods import AnyGuidance
 from guidance.prior_folder import read_hints
+from studio.app.change import Box, Change, edit_request, groups_of
 from studio.app.pictures import boxed_views
-from studio.app.region import Box, Change, edit_request, groups_of
 from studio.app.service import Run, Service
 from studio.app.shell import edit_command
 from studio.app.viewing import entry
@@ -41,7 +41,7 @@ class Editing:
     def submitted(self, showing: Any) -> None:
         """Let the button put the edit into the queue, and the page show it."""
 
-        def start(*values: Any) -> dict[Any, Any]:
+        def start(seen: dict[str, Any], *values: Any) -> dict[Any, Any]:
             run, change = _read(self.service, *values)
             if run is None:
                 raise gr.Error(_NOT_YET, title="", print_exception=False)
@@ -49,11 +49,9 @@ class Editing:
                 ref = self.service.submit_checked(edit_request(run.folder, change))
             except (RunError, ValueError) as problem:
                 raise gr.Error(str(problem), title="", print_exception=False) from problem
-            return {showing.ref: ref, showing.view: ""}
+            return showing.attach(ref, "", seen)
 
-        self.button.click(start, self.fields, [showing.ref, showing.view], **QUIET).success(
-            showing.tick, showing.asked, showing.outputs, **QUIET
-        )
+        self.button.click(start, [showing.seen, *self.fields], [showing.ref, *showing.outputs], **QUIET)
 
 
 def build_editing(service: Service) -> Editing:

@@ -32,7 +32,7 @@ _KNOBS_JS = """
 const send = event => {
   const field = event.target.closest('[data-knob]');
   if (!field) return;
-  trigger('input', {path: field.dataset.knob, value: field.type === 'checkbox' ? field.checked : field.value});
+  trigger('input', {knob: field.dataset.knob, value: field.type === 'checkbox' ? field.checked : field.value});
 };
 element.addEventListener('change', send);
 element.addEventListener('click', event => { if (event.target.closest('[data-act=reset]')) trigger('click', {}); });
@@ -154,7 +154,7 @@ def _wire_form(making: Making, panel: gr.HTML, upload: gr.File, drawn: list[Any]
 
     def set_knob(event: gr.EventData, *values: Any) -> dict[str, Any]:
         form = Making.form(*values)
-        return _with_knob(service, form, str(event._data["path"]), event._data["value"])
+        return _with_knob(service, form, str(event._data["knob"]), event._data["value"])
 
     panel.input(set_knob, inputs, knobs, **QUIET).then(refresh, inputs, outputs, **QUIET)
     panel.click(lambda: {}, None, knobs, **QUIET).then(refresh, inputs, outputs, **QUIET)

@@ -19,10 +19,10 @@ from studio.app.service import Service
 from studio.app.shelf import Shelf
 from studio.app.showing import Showing, build_showing
 from studio.app.widgets import PRIVATE, QUIET, html
-from studio.options import UsageError
 
 TICK = 0.5
 """Seconds between a page's questions."""
+_ATTACH = "() => [dreamkiln.job(), '', {}]"
 
 
 def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
@@ -51,9 +51,7 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
             tab.select(panel.load, showing.ref, panel.outputs, **QUIET)
             showing.ref.change(panel.load, showing.ref, panel.outputs, **QUIET)
         editing.submitted(showing)
-        page.load(None, None, showing.ref, js="() => dreamkiln.job()", **PRIVATE).then(
-            showing.tick, showing.asked, showing.outputs, **QUIET
-        )
+        page.load(showing.attach, showing.asked, [showing.ref, *showing.outputs], js=_ATTACH, **QUIET)
         page.load(*making.refresh_all, **QUIET)
         gr.Timer(TICK).tick(showing.tick, showing.asked, showing.outputs, **QUIET)
         build_api(service, shelf)
@@ -90,18 +88,14 @@ def _wire(
     for panel in (showing.strip, showing.queue, showing.welcome, archive.cards):
         panel.click(act, comparing.picks, acted, **QUIET).then(showing.tick, showing.asked, showing.outputs, **QUIET)
 
-    def generate(*values: Any) -> dict[Any, Any]:
+    def generate(seen: dict[str, Any], *values: Any) -> dict[Any, Any]:
         try:
             ids = service.submit(making.form(*values))
-        except (UsageError, ValueError) as problem:
+        except ValueError as problem:
             raise gr.Error(str(problem), title="", print_exception=False) from problem
-        return {showing.ref: ids[0], showing.view: ""}
+        return showing.attach(ids[0], "", seen)
 
     for start in (making.button.click, making.fields[0].submit):
-        start(generate, making.fields, [showing.ref, showing.view], **QUIET).success(
-            showing.tick,
-            showing.asked,
-            showing.outputs,
-            js="(...values) => { dreamkiln.reveal(); return values; }",
-            **QUIET,
+        start(generate, [showing.seen, *making.fields], [showing.ref, *showing.outputs], **QUIET).success(
+            None, js="() => dreamkiln.reveal()", **PRIVATE
         )

@@ -126,6 +126,8 @@ def _follow(progress: Progress, kind: str, event: dict[str, Any]) -> None:
     elif kind == "Working":
         progress.phase = event["what"]
         progress.marks.clear()
+    elif kind == "Checkpointed":  # steps are recorded once a second, so the last of them may be known from here alone
+        progress.step = max(progress.step, event["step"])
     elif kind == "Warned":
         if event["text"] not in progress.warnings:
             progress.warnings.append(event["text"])

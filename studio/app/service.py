@@ -94,10 +94,14 @@ class Service:
         Raises:
             UsageError: it is refused; in words.
         """
-        plan = self.plan(form)
-        if plan.request is None or plan.refused:
-            raise UsageError("\n".join(p.text for p in plan.problems if p.severity == "error"))
-        return self.store.submit(plan.request, [Item(job.prompt, job.seed) for job in wanted(form)], folders=True)
+        try:
+            request, jobs = request_of(form, self.priors), wanted(form)
+        except ValueError as problem:
+            raise UsageError(str(problem)) from problem
+        errors = [problem.text for problem in objections(form, request) if problem.severity == "error"]
+        if errors:
+            raise UsageError("\n".join(errors))
+        return self.store.submit(request, [Item(job.prompt, job.seed) for job in jobs], folders=True)
 
     def submit_checked(self, request: Request) -> str:
         """Put one request into the queue, such as an edit; returns its id.

@@ -1,5 +1,6 @@
 """The shell commands that do what the page does."""
 
+import functools
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from studio.recipes import RECIPES
 from studio.request import Request
 
 
+@functools.lru_cache(maxsize=256)
 def generate_command(request: Request) -> str:
     """The shortest ``studio generate`` that makes this request; a comment where no recipe comes near.
 

@@ -84,6 +84,10 @@ class Showing:
             updates[self.tabs] = gr.Tabs(selected=new.view or LIVE)
         return {**updates, self.view: new.view, self.seen: new.seen, self.wanted: new.wanted}
 
+    def attach(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
+        """Show another run."""
+        return {**self.tick(ref, view, seen), self.ref: ref or ""}
+
     def again(self, have: dict[str, str] | None) -> dict[Any, Any]:
         """Take a file out of a viewer that is stuck, so that it can be sent once more."""
         keep = {name: state for name, state in (have or {}).items() if name not in (MESH, SPLATS)}

@@ -1,6 +1,5 @@
 """What the Edit tab asks for, as a request."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +31,8 @@ def edit_request(run: Path, change: Change) -> Request:
     Raises:
         RunError, ValueError: it cannot be edited so; in words.
     """
-    options = Edit(run, change.prompt.strip(), method=change.method, steps=change.steps, keep=change.keep)
-    if change.box is not None:
-        options = dataclasses.replace(options, box=change.box)
-    return build_edit(options, [])
+    words = change.prompt.strip()
+    return build_edit(Edit(run, words, change.method, change.steps, change.keep, box=change.box), [])
 
 
 def groups_of(request: Request) -> list[str]:
