@@ -5,6 +5,7 @@ side-car holds the tree of plain values, with placeholders where tensors stand, 
 damage is noticed before a single value is used. Nothing here can execute code from a file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,7 +43,9 @@ class Checkpoints:
         target = self.folder / f"{step:0{_STEP_DIGITS}d}"
         write_state(target, {"step": step, **state})
         for old in self.all()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
+        for left in self.folder.glob(".*.part"):  # by a process that was killed at it
+            shutil.rmtree(left, ignore_errors=True)
         return target
 
     def all(self) -> list[Path]:
@@ -75,12 +78,20 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         _write_flushed(temporary / "tensors.safetensors", payload)
         _write_flushed(temporary / "state.json", json.dumps(sidecar, allow_nan=True).encode())
         if folder.exists():
-            shutil.rmtree(folder)
+            discard(folder)
         temporary.rename(folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _flush_folder(folder.parent)
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint; one that is killed on the way leaves none that looks whole."""
+    going = folder.with_name(f".{folder.name}.{os.getpid()}.gone.part")
+    with contextlib.suppress(OSError):
+        folder.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def read_state(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

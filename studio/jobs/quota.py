@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio.checkpoints import Checkpoints
+from studio.checkpoints import Checkpoints, discard
 from studio.jobs.folders import ended
 from studio.jobs.store import Store
 
@@ -60,7 +59,10 @@ def make_room(home: Path, limit: int) -> int:
     taken = size_of(home)
     for path in _expendable(home) if taken > limit else ():
         size = size_of(path)
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.is_dir():
+            discard(path)
+        else:
+            path.unlink(missing_ok=True)
         taken -= size
         if taken <= limit:
             break
