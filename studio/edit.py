@@ -23,6 +23,7 @@ from representations.scene import Representation
 from studio.checkpoints import Checkpoints, read_state, write_state
 from studio.codec import decode, encode
 from studio.folder import RunError, read_request
+from studio.region import region_problems
 from studio.request import Edit, Regularizers, Request, Stage
 from studio.tuning import suited
 
@@ -56,8 +57,10 @@ class Source:
         """The same, free to change inside ``region`` alone if there is one.
 
         Raises:
-            RunError: the source is of another shape, or has nothing in the region that could change.
+            RunError: the source is of another shape, or the region makes no sense or has nothing that could change.
         """
+        if region is not None and (wrong := region_problems(region, spec)):
+            raise RunError("\n".join(f"{text}." for text in wrong))
         begun = self.begin(spec, device)
         try:
             return begun if region is None else inside(region, begun)

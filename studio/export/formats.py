@@ -37,7 +37,8 @@ ENDINGS: dict[Format, str] = {
 """How a file of each format ends."""
 CLOUDS: tuple[Format, ...] = ("splat-ply", "splat")
 """Formats that hold gaussians, and nothing else."""
-_MATERIAL = "newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nd 1\nillum 1\nmap_Kd {picture}\n"
+_MATERIAL = "newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nd 1\nillum 0\nmap_Kd {picture}\n"
+"""Colour without light, as in a GLB."""
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 """The time of everything in a ZIP, so that the same content gives the same bytes."""
 

@@ -20,10 +20,14 @@ from representations.textured_mesh import TexturedMesh
 GENERATOR = "Dreamkiln"
 _HEADER, _CHUNK_HEADER = struct.Struct("<4sII"), struct.Struct("<I4s")
 _LARGEST_JSON = 1 << 26
+_UNLIT = "KHR_materials_unlit"
 
 
 def glb_bytes(mesh: TexturedMesh, settings: dict[str, Any]) -> bytes:
-    """A GLB with a rough, non-metallic material whose base colour is the mesh's texture, quantised to 8 bits.
+    """A GLB whose material shows the mesh's texture, quantised to 8 bits, as it is: KHR_materials_unlit.
+
+    What a prior draws is lit already, and the texture is baked from it. A viewer's own lamps would light it once more:
+    gr.Model3D's made a deep blue pale and purple. Viewers that do not know the extension see a rough surface.
 
     Args:
         mesh: finite, at least one face, uv in [0, 1].
@@ -42,6 +46,9 @@ def glb_bytes(mesh: TexturedMesh, settings: dict[str, Any]) -> bytes:
 
     def finish(tree: dict[str, Any]) -> None:
         tree["asset"] = {"version": "2.0", "generator": GENERATOR, "extras": settings}
+        tree["extensionsUsed"] = [_UNLIT]
+        for material in tree["materials"]:
+            material["extensions"] = {_UNLIT: {}}
 
     return export_glb(_as_trimesh(mesh), include_normals=True, tree_postprocessor=finish)
 

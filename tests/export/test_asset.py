@@ -1,5 +1,6 @@
 """A toy from scene to file: what comes out is a valid asset that shows the toy."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,17 @@ def test_pictures_are_written(mug: Export):
     with Image.open(mug.folder / "contact_sheet.png") as sheet:
         assert sheet.width == 8 + 8 * 136
     assert sorted(p.name for p in mug.folder.iterdir()) == ["contact_sheet.png", "result.glb", "turntable.webp"]
+
+
+def test_the_texture_is_shown_as_it_was_baked(mug: Export):
+    """Lit already: viewers are told not to light it again, and the fallback is as rough as can be."""
+    content = mug.glb.read_bytes()
+    tree = json.loads(content[20 : 20 + int.from_bytes(content[12:16], "little")])
+    assert tree["extensionsUsed"] == ["KHR_materials_unlit"]
+    (material,) = tree["materials"]
+    assert material["extensions"] == {"KHR_materials_unlit": {}}
+    shown = material["pbrMetallicRoughness"]
+    assert (shown["metallicFactor"], shown["roughnessFactor"]) == (0, 1)
 
 
 def test_khronos_finds_nothing(mug: Export, gltf_validator: Path, monkeypatch: pytest.MonkeyPatch):
