@@ -28,6 +28,7 @@ def march_rays(
     step: float,
     seed: int | None = None,
     backend: Backend = "auto",
+    first: int = 0,
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Sample rays at even steps wherever a grid is occupied.
 
@@ -36,6 +37,7 @@ def march_rays(
         occupancy: cells of the cube [-bound, bound]^3 that may hold something.
         step: distance between samples, in world units.
         seed: shifts the samples of each ray by its own part of a step; ``None`` puts them in the middle.
+        first: number of the first ray, where others have those before it: rays with the same number are shifted alike.
 
     Returns:
         Distances along the rays and the rays they belong to, packed: rays ascending, near to far.
@@ -50,7 +52,7 @@ def march_rays(
         raise ValueError("march_rays needs origins and directions [r, 3] and a boolean occupancy [x, y, z]")
     if not (step > 0 and bound > 0):
         raise ValueError(f"march_rays needs a positive step and bound, got {step} and {bound}")
-    return reference.march_rays(origins, directions, occupancy, bound, step, seed)
+    return reference.march_rays(origins, directions, occupancy, bound, step, seed, first)
 
 
 def composite(

@@ -15,10 +15,11 @@ _COARSE = 4
 """Fine steps in a coarse one; most of the volume is empty and is skipped at the coarse level."""
 
 
-def ray_jitter(count: int, seed: int, device: torch.device) -> Float[Tensor, " r"]:
-    """A number in [0, 1) for each ray from a counter-based hash, the same on every device (lowbias32, C. Wellons)."""
+def ray_jitter(count: int, seed: int, device: torch.device, first: int = 0) -> Float[Tensor, " r"]:
+    """A number in [0, 1) for each ray from ``first`` on: a counter-based hash, the same on every device (lowbias32,
+    C. Wellons)."""
     mask = 0xFFFFFFFF
-    x = (torch.arange(count, device=device) + (seed * 0x9E3779B9 & mask)) & mask
+    x = (torch.arange(first, first + count, device=device) + (seed * 0x9E3779B9 & mask)) & mask
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ((x ^ (x >> shift)) * factor) & mask
     return ((x ^ (x >> 16)) >> 8).float() / 2**24
@@ -31,10 +32,12 @@ def march_rays(
     bound: float,
     step: float,
     seed: int | None,
+    first: int = 0,
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """See ``cuda_ext.ops.march_rays``."""
     ray, near, far = _enter(origins, directions, bound)
-    u = near.new_full(near.shape, 0.5) if seed is None else ray_jitter(len(origins), seed, origins.device)[ray]
+    device = origins.device
+    u = near.new_full(near.shape, 0.5) if seed is None else ray_jitter(len(origins), seed, device, first)[ray]
     coarse_step = step * _COARSE
     count = math.ceil(2 * math.sqrt(3) * bound / coarse_step)
     start = near[:, None] + torch.arange(count, device=near.device) * coarse_step

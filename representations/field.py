@@ -37,9 +37,14 @@ class RadianceField(Scene):
 
     @abstractmethod
     def march(
-        self, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"]
+        self, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"], first: int = 0
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-        """Samples along rays where there may be matter, as ``cuda_ext.ops.march_rays`` returns them."""
+        """Samples along rays where there may be matter, as ``cuda_ext.ops.march_rays`` returns them.
+
+        Args:
+            origins, directions: of the rays.
+            first: number of the first of them among all rays of a step.
+        """
 
     @abstractmethod
     def occupied(self, points: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
@@ -51,7 +56,7 @@ class RadianceField(Scene):
         b, (h, w) = len(cameras), cameras.size
         flat = directions.reshape(-1, 3)
         starts = origins[:, None].expand(b, h * w, 3).reshape(-1, 3)
-        t, ray = self.march(starts, flat)
+        t, ray = self.march(starts, flat, cameras.first * h * w)
         density, colour = self.sample(along(starts, flat, t, ray))
         rgb, alpha, depth, _ = ops.composite(density, colour, t, ray, len(flat), self.step)
         alpha, depth = alpha.clamp(0, 1), depth / alpha.clamp_min(1e-6)

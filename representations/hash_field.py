@@ -110,10 +110,10 @@ class FieldScene(RadianceField):
         return features @ torch.eye(4, device=features.device).repeat(len(self.layout.resolutions), 1)
 
     def march(
-        self, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"]
+        self, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"], first: int = 0
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
         """See ``RadianceField.march``."""
-        return ops.march_rays(origins, directions, self.occupancy, self.bound, self.step, self.jitter_seed)
+        return ops.march_rays(origins, directions, self.occupancy, self.bound, self.step, self.jitter_seed, first=first)
 
     def occupied(self, points: Float[Tensor, "n 3"]) -> Bool[Tensor, " n"]:
         """See ``RadianceField.occupied``."""

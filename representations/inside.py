@@ -160,10 +160,12 @@ class FieldInsideScene(RadianceField):
         return torch.lerp(beyond, within, share[:, None])
 
     def march(
-        self, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"]
+        self, origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"], first: int = 0
     ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
         """See ``RadianceField.march``: outside the box exactly where the outer field alone would be sampled."""
-        t, ray = ops.march_rays(origins, directions, self.occupancy, self.bound, self.step, self.jitter_seed)
+        t, ray = ops.march_rays(
+            origins, directions, self.occupancy, self.bound, self.step, self.jitter_seed, first=first
+        )
         kept = self.occupied(along(origins, directions, t, ray))
         return t[kept], ray[kept]
 

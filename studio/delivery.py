@@ -11,12 +11,15 @@ import torch
 from guidance.conditioning import Prompts
 from guidance.contract import Views
 from guidance.diffusers_prior import DiffusersPrior
+from guidance.piecewise import Piecewise
 from representations.cameras import orbit
 from representations.scene import EmptySceneError, Representation
 from studio.checkpoints import write_atomically
 from studio.cite import bibliography
 from studio.codec import encode
 from studio.events import Event, Exported, Warned, Working
+from studio.guard import refuse_unsound
+from studio.memory import downs_of, give_back, is_out_of_memory
 from studio.optimize import Timing
 from studio.request import Request
 
@@ -43,13 +46,15 @@ def deliver(
         seconds: of what was done before.
 
     Raises:
+        NonFiniteError: there are numbers that are not finite in what the run ended with.
         EmptySceneError: nothing solid; the message has the numbers.
         OSError: the folder cannot be written.
     """
+    refuse_unsound(made)
     write_atomically(folder / "citation.bib", bibliography(request).encode())
     yield Working("asking the prior for its own pictures")
     began = time.perf_counter()
-    samples = prior_pictures(prior, prompts, request.seed)
+    samples = frugal_pictures(prior, prompts, request.seed)
     seconds = {**seconds, "samples": round(time.perf_counter() - began, 2)}
     asset = yield from _export(request, folder, prior, samples, made, before, 0)
     report = asset | {
@@ -57,6 +62,7 @@ def deliver(
         "seconds_per_iteration": round(timing.seconds / timing.steps, 4) if timing.steps else None,
         "prior_share": round(timing.in_prior / timing.seconds, 4) if timing.steps else None,
         "peak_memory_mb": peak_memory_mb(prior.device),
+        "stepped_down": [down.text for down in downs_of(folder)],
         "prompt_match": None,
         "seed": request.seed,
         "versions": versions(),
@@ -106,8 +112,19 @@ def _export(
             return end.value.as_dict()
 
 
+def frugal_pictures(prior: DiffusersPrior, prompts: Prompts, seed: int) -> torch.Tensor:
+    """``prior_pictures``, one after the other where there is no memory for all of them at once."""
+    try:
+        return prior_pictures(prior, prompts, seed)
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+    give_back(prior.device)
+    return prior_pictures(prior, prompts, seed, at_once=1)
+
+
 @torch.no_grad()
-def prior_pictures(prior: DiffusersPrior, prompts: Prompts, seed: int) -> torch.Tensor:
+def prior_pictures(prior: DiffusersPrior, prompts: Prompts, seed: int, at_once: int | None = None) -> torch.Tensor:
     """What the prior itself draws from eight sides [8, 3, h, w], to compare the object with."""
     from guidance.sampling import sample
     from studio.export.asset import AZIMUTHS, ELEVATION
@@ -118,7 +135,8 @@ def prior_pictures(prior: DiffusersPrior, prompts: Prompts, seed: int) -> torch.
     blank = torch.zeros(len(cameras), 3, size, size, device=prior.device)
     white = torch.ones(len(cameras), 3, device=prior.device)
     condition = prompts.condition(Views(blank, cameras.pose.to(prior.device), white))
-    return sample(prior, condition, steps=20, scale=_SAMPLE_SCALE, seed=seed).cpu()
+    asked = prior if at_once is None else Piecewise(prior, at_once, hints["views"])
+    return sample(asked, condition, steps=20, scale=_SAMPLE_SCALE, seed=seed).cpu()
 
 
 def peak_memory_mb(device: torch.device) -> dict[str, int]:

@@ -18,7 +18,7 @@ from guidance.diffusers_prior import DiffusersPrior
 from studio.delivery import deliver
 from studio.edit import check_source, own_source
 from studio.engine import Engine, optimised
-from studio.events import Event, Failed, Finished, Warned, Working
+from studio.events import Event, Failed, Finished, Stopped, Warned, Working
 from studio.folder import DiskFull, RunError, RunFolder, read_request
 from studio.guard import NonFiniteError
 from studio.memory import is_out_of_memory
@@ -159,7 +159,11 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     if made is None:
         return
     seconds = {"optimise": round(time.perf_counter() - began, 2)}
-    yield from deliver(request, home.path, prior, stages.prompts, made, stages.before, timing, seconds)
+    for event in deliver(request, home.path, prior, stages.prompts, made, stages.before, timing, seconds):
+        yield event
+        if isinstance(event, Working) and stop():  # between phases; the next run begins with the first of them
+            yield Stopped(request.steps, home.path)
+            return
     yield Finished(home.path, round(time.perf_counter() - began, 2))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cuda_ext import ops
+from cuda_ext.reference import ray_jitter
 
 
 def obvious_march(origin, direction, occupancy, bound, step):
@@ -90,3 +91,8 @@ def test_composite_gradients():
 def test_wrong_input_is_refused_in_words():
     with pytest.raises(ValueError, match="positive step"):
         ops.march_rays(torch.zeros(1, 3), torch.ones(1, 3), torch.ones(2, 2, 2, dtype=torch.bool), 1.0, 0.0)
+
+
+def test_rays_are_shifted_by_their_number_whoever_has_them():
+    whole = ray_jitter(50, 3, torch.device("cpu"))
+    assert torch.equal(ray_jitter(20, 3, torch.device("cpu"), first=30), whole[30:])
