@@ -61,7 +61,7 @@ def _home(options: Batch) -> tuple[Path, str]:
 def _refuse_numbers(options: Batch) -> None:
     checks = {
         f"--attempts must be 1 or more, not {options.attempts}": options.attempts >= 1,
-        f"--workers must be between 1 and 256, not {options.workers}": 1 <= (options.workers or 1) <= 256,
+        f"--workers must be between 1 and 256, not {options.workers}": options.workers is None or 1 <= options.workers <= 256,
         f"--timeout must be more than 0 seconds, not {options.timeout}": options.timeout is None or options.timeout > 0,
         "--seeds needs at least one": len(options.seeds) > 0,
         "--device needs at least one": len(options.device) > 0,

@@ -101,9 +101,9 @@ def _facts(row: Result) -> Iterator[str]:
     if row.watertight is False:
         yield "not watertight"
     if row.psnr is not None:
-        yield f"{row.psnr:.1f} dB"
+        yield f"{row.psnr:.1f}\N{NO-BREAK SPACE}dB"
     if row.seconds is not None and row.state in ("done", "failed"):
-        yield f"{row.seconds:,.0f} s"
+        yield f"{row.seconds:,.0f}\N{NO-BREAK SPACE}s"
 
 
 def _files(home: Path, row: Result) -> Iterator[tuple[str, str]]:

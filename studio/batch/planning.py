@@ -68,11 +68,10 @@ def draft(entries: Sequence[Entry], options: Batch, knobs: list[str]) -> Draft:
     """
     template = template_of(options, {}, knobs)
     kinds, requests = _settings(entries, template, options, knobs)
-    wanted = [item for entry in entries for item in _items(entry, options, kinds[entry.settings])]
+    each = (item for entry in entries for item in _items(entry, options, kinds[entry.settings]))
+    wanted = list(itertools.islice(each, MOST_ITEMS + 1))
     if len(wanted) > MOST_ITEMS:
-        raise UsageError(
-            f"This comes to {len(wanted):,} items; at most {MOST_ITEMS:,} are made at once: split the file."
-        )
+        raise UsageError(f"This comes to more than {MOST_ITEMS:,} items, the most of a batch; split the file.")
     once: dict[tuple[str, int, int], Wanted] = {}
     for item in wanted:
         once.setdefault((item.prompt, item.seed, item.of), item)

@@ -26,7 +26,7 @@ def held(home: Path) -> Iterator[None]:
         OSError: it cannot be made.
     """
     home.mkdir(parents=True, exist_ok=True)
-    if not plan_file(home).is_file() and any(_foreign(home)):
+    if not plan_file(home).is_file() and _is_of_others(home):
         raise RunError(f"{home} holds runs that are not of a batch; name another folder with --out.")
     lock = os.open(home / ".batch.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -38,10 +38,9 @@ def held(home: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _foreign(home: Path) -> Iterator[Path]:
-    """What shows that a folder is of something else than a batch that is about to begin."""
-    yield from home.glob(NAME)
-    yield from home.glob("*/request.json")
+def _is_of_others(home: Path) -> bool:
+    """Whether there are runs or jobs in a folder, although no batch was ever planned there."""
+    return any(home.glob("*/request.json")) or ((home / NAME).is_file() and bool(Store(home).jobs(limit=1)))
 
 
 def planned(home: Path) -> Plan | None:

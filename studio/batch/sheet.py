@@ -47,7 +47,8 @@ def contact_sheet(title: str, home: Path, results: Sequence[Result]) -> bytes:
         first, second = _two_lines(row.prompt, 13, _CELL)
         _write(draw, first, (x, y + _CELL + 5), 13)
         _write(draw, second, (x, y + _CELL + 21), 13)
-        _write(draw, _cut(caption(row), 11, _CELL), (x, y + _CELL + 38), 11, _BAD if row.error else _FAINT)
+        below = y + _CELL + (38 if second else 23)
+        _write(draw, _cut(caption(row), 11, _CELL), (x, below), 11, _BAD if row.error else _FAINT)
     return png_bytes(sheet)
 
 
