@@ -1,5 +1,6 @@
 """``studio worker`` and ``studio jobs``."""
 
+import itertools
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ class Worker:
 class Jobs:
     """List jobs, or change what becomes of them.
 
-    - list: all of them, in the order in which they are worked on; `studio jobs` alone does the same.
+    - list: what runs, what waits, what has ended; `studio jobs` alone does the same.
     - pause ID: let it rest at its next step. resume ID: queue it again, where it was.
     - cancel ID: give it up at its next step; what it made so far stays.
     - retry ID: a failed or cancelled one again, from its last checkpoint.
@@ -61,8 +62,10 @@ class Jobs:
     """Only jobs in these states."""
     search: str = ""
     """Only jobs whose prompt, folder, batch or id holds every word of this."""
+    limit: int = 100
+    """Most rows of the table; 0 for all."""
     json: bool = False
-    """One JSON object a line, instead of a table."""
+    """All of them, one JSON object a line, instead of a table."""
 
 
 # studio worker --------------------------------------------------------------------------------------------------------
@@ -218,7 +221,7 @@ def _outcome(store: Any, id: str) -> str:
 
 
 def _list(store: Any, options: Jobs) -> int:
-    found = store.jobs(options.state or None, search=options.search)
+    found = _in_order(store, options)
     if options.json:
         for job in found:
             values = {name: getattr(job, name) for name in job.__dataclass_fields__}
@@ -227,13 +230,27 @@ def _list(store: Any, options: Jobs) -> int:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    if found:
-        console.print(_table(store, found))
+    shown = found[: options.limit] if options.limit else found
+    if shown:
+        console.print(_table(store, shown))
+    if len(found) > len(shown):
+        console.print(f"and {len(found) - len(shown)} more; --limit 0 lists all.", markup=False)
     counts = ", ".join(f"{count} {state}" for state, count in store.counts().items() if count)
     console.print(counts or f"No jobs in {options.runs} yet.", markup=False)
     if (reason := store.queue_held()) is not None:
         console.print(f"The queue is held. {reason} `studio jobs release` lets it go on.", markup=False)
     return OK
+
+
+def _in_order(store: Any, options: Jobs) -> list[Any]:
+    """What runs, then the queue and what is paused, then what has ended, the last first."""
+    from studio.jobs.job import STATES
+
+    wanted = options.state or STATES
+    found = [store.jobs([state], search=options.search) for state in ("running", "queued", "paused") if state in wanted]
+    over = [state for state in ("failed", "done", "cancelled") if state in wanted]
+    ended = store.jobs(over, search=options.search)
+    return [*itertools.chain(*found), *sorted(ended, key=lambda job: job.ended or 0.0, reverse=True)]
 
 
 def _table(store: Any, found: list[Any]) -> Any:
@@ -255,6 +272,10 @@ def _table(store: Any, found: list[Any]) -> Any:
 
 
 def _note(job: Any) -> str:
+    from studio.jobs.folders import progress
+
+    if job.state == "running" and (steps := progress(job.folder)) is not None:
+        return f"step {steps[0]} of {steps[1]}"
     if job.error:
         tries = f" ({job.attempts} of {job.limit} attempts)" if job.attempts else ""
         return job.error.splitlines()[0] + tries

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _switch_on_log(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         _make_tables(connection, path)
     except sqlite3.OperationalError:  # locked for too long, no rights, disk full: the file itself is whole
@@ -120,6 +121,19 @@ def _opened(path: Path) -> sqlite3.Connection:
         raise
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def _switch_on_log(connection: sqlite3.Connection) -> None:
+    """Of a new file; SQLite does not itself wait where another process is at the same."""
+    until = time.monotonic() + _WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _make_tables(connection: sqlite3.Connection, path: Path) -> None:

@@ -119,6 +119,15 @@ def words_of_failure(folder: Path) -> str:
     return next((str(said.get("text", "")) for said in _last_events(folder) if said["event"] == "Failed"), "")
 
 
+def progress(folder: Path) -> tuple[int, int] | None:
+    """Steps done and steps in all, by a run's last event that says so."""
+    for said in _last_events(folder):
+        names = {"Stepped": ("done", "total"), "Started": ("step", "steps")}.get(said["event"])
+        if names is not None and all(isinstance(said.get(name), int) for name in names):
+            return said[names[0]], said[names[1]]
+    return None
+
+
 def _last_events(folder: Path) -> Iterator[dict[str, Any]]:
     """The last events, newest first; a line that a crash cut short is passed over."""
     try:

@@ -214,10 +214,8 @@ class Store:
 
     def _queue_again(self, db: sqlite3.Connection, job: Job) -> None:
         change_card(job.folder, held=None)
-        fresh = {"attempts": 0, "deaths": 0, "error": "", "ended": None}
-        if job.state == "paused":  # keeps its place and its count
-            fresh = {}
-        change(db, job.id, state="queued", wish="", worker="", **fresh)
+        fresh = {} if job.state == "paused" else {"attempts": 0, "deaths": 0, "ended": None}
+        change(db, job.id, state="queued", wish="", worker="", error="", **fresh)
 
     def prioritize(self, id: str, priority: int) -> None:
         """Give a job another priority; higher comes first.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from studio.cli import run
-from studio.events import Finished, Stepped
+from studio.events import Finished, Started, Stepped
 from studio.folder import RunFolder
 from studio.jobs import worker as workers
 from studio.jobs.store import Item, Store
@@ -40,6 +40,7 @@ def test_the_list_shows_what_there_is(store: Store, template: Request, said) -> 
     assert out.endswith("1 queued, 1 paused\n")
     assert "cone" not in said("jobs", "--state", "queued")[1]
     assert "cube" not in said("jobs", "list", "--search", "cone")[1]
+    assert "and 1 more; --limit 0 lists all." in said("jobs", "--limit", "1")[1]
     (found,) = [json.loads(line) for line in said("jobs", "--json", "--search", "cone")[1].splitlines()]
     assert (found["id"], found["state"], found["folder"]) == (b, "paused", str(store.home / "a-cone"))
 
@@ -75,6 +76,18 @@ def test_wrong_usage_is_said_in_words(store: Store, template: Request, said, tmp
     assert not missing.exists()
     assert said("worker", "--quota", "much")[0] == 2
     assert said("worker", "--device", "cuda:77")[0] == 2
+
+
+def test_running_jobs_say_how_far_they_are(store: Store, template: Request, said) -> None:
+    (a, b) = store.submit(template, [Item("a cube", 1), Item("a cone", 2)])
+    claim = store.claim("w")
+    assert claim is not None
+    with claim:
+        claim.home.record(Started("a cube", claim.job.folder, "cpu", 4, 9))
+        assert "step 4 of 9" in said("jobs")[1]
+    store.cancel(b)
+    lines = said("jobs")[1].splitlines()
+    assert [i for i, line in enumerate(lines) if a in line] < [i for i, line in enumerate(lines) if b in line]
 
 
 def test_an_id_that_fits_several_is_refused(store: Store, template: Request, said) -> None:

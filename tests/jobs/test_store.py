@@ -257,6 +257,27 @@ def test_every_change_is_counted_and_readings_are_not(store: Store, template: Re
 # The file -------------------------------------------------------------------------------------------------------------
 
 
+def test_many_make_the_file_at_once(tmp_path: Path) -> None:
+    for turn in range(10):
+        stores = [Store(tmp_path / str(turn)) for _ in range(8)]
+        start, problems = threading.Barrier(len(stores)), []
+
+        def open_it(store: Store, start: threading.Barrier, problems: list[Exception]) -> None:
+            start.wait()
+            try:
+                store.hold_queue()
+            except Exception as problem:
+                problems.append(problem)
+
+        threads = [threading.Thread(target=open_it, args=(store, start, problems)) for store in stores]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert problems == []
+        assert stores[0].changed() == len(stores)
+
+
 def test_the_file_has_a_log_and_a_version(store: Store) -> None:
     store.counts()
     other = sqlite3.connect(store.home / NAME)
