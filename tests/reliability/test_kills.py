@@ -37,7 +37,7 @@ def test_killed_workers_lose_nothing_and_do_nothing_twice(
         while len(alive) < workers:
             alive.append(nursery.begin("worker", store.home))
             until(lambda: {alive[-1]} & {worker.pid for worker in store.workers() if worker.job} or over(store, jobs))
-        time.sleep(rng.uniform(0, 0.8 * length))
+        time.sleep(rng.uniform(0, 1.6 * length))  # ten deaths at one point of a job would mean that it is to blame
         nursery.kill(alive.pop(rng.randrange(len(alive))))
         killed += 1
         whole += whole_checkpoints(store.home)
