@@ -75,12 +75,13 @@ def default_hints() -> Hints:
 
 
 def read_hints(folder: Path) -> Hints:
-    """Hints of a prior's folder.
+    """Hints of a prior's folder, or of the one beside a single file.
 
     Raises:
         ValueError: the file is damaged, newer than this program, or says something this program does not know.
     """
-    path, hints = folder / HINTS_FILE, default_hints()
+    home = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
+    path, hints = home / HINTS_FILE, default_hints()
     if not path.exists():
         return hints
     try:

@@ -31,6 +31,10 @@ class Orbit:
         azimuth = turn + torch.arange(self.views) * (360.0 / self.views)
         low, high = self.elevation
         elevation = low + (high - low) * torch.rand(self.views, generator=rng)
+        if (group := hints["views"]) > 1 and self.views % group == 0:
+            # What a prior sees as one stands evenly around the object, at one height.
+            azimuth = azimuth.view(group, -1).T.flatten()
+            elevation = elevation[::group].repeat_interleave(group)
         cameras = orbit(azimuth, elevation, self.size, hints["distance"], hints["field_of_view"])
         return cameras, _backgrounds(self.views, rng)
 

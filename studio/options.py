@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import tyro
 
 from guidance.methods import AnyGuidance
+from guidance.prior_folder import read_hints
 from representations.box import Box
 from representations.kinds import AnyRepresentation
 from studio.codec import members, nearest
+from studio.paths import MissingAsset, UnknownPrior, resolve_prior
 from studio.places import with_whole_values
+from studio.prior_options import PriorOptions, for_views_of
 from studio.recipes import RECIPES
 from studio.request import Request
 from studio.tuning import is_bundled, suited, wishes
@@ -35,7 +38,13 @@ class Generate:
     representation: str | None = None
     """Representation instead of the recipe's."""
     prior: str | None = None
-    """A bundled prior's name, or a folder in diffusers' layout."""
+    """A bundled prior's or preset's name, a folder in diffusers' layout, or one safetensors file."""
+    lora: tuple[str, ...] = ()
+    """LoRA files on top of the prior, each FILE or FILE:WEIGHT, as safetensors."""
+    textual_inversion: tuple[str, ...] = ()
+    """Files with new words for prompts, as safetensors."""
+    image: str = ""
+    """Picture that prompts, for an IP-Adapter or a novel-view prior."""
     negative: str | None = None
     """What it should not look like."""
     seed: int | None = None
@@ -46,6 +55,8 @@ class Generate:
     """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    devices: tuple[str, ...] = ()
+    """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
     out: Path | None = None
     """Folder of the run; a new one under runs/ without it."""
     json: bool = False
@@ -82,6 +93,8 @@ class Edit:
     """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    devices: tuple[str, ...] = ()
+    """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
     out: Path | None = None
     """Folder of the edit's own run; a new one under runs/ without it."""
     json: bool = False
@@ -115,7 +128,10 @@ def build_request(options: Generate, knobs: list[str]) -> Request:
         )
     if options.steps is not None:
         stages = with_steps(stages, options.steps)
-    return with_knobs(dataclasses.replace(request, stages=stages, **_given(options)), knobs)
+    image = str(Path(options.image).absolute()) if options.image else ""
+    files = PriorOptions(_absolute(options.lora), _absolute(options.textual_inversion), image)
+    request = dataclasses.replace(request, stages=stages, prior_options=files, **_given(options))
+    return with_knobs(_fitting(request), knobs)
 
 
 def build_edit(options: Edit, knobs: list[str]) -> Request:
@@ -136,6 +152,20 @@ def build_edit(options: Edit, knobs: list[str]) -> Request:
     request = with_knobs(request, knobs, "studio edit RUN PROMPT")
     check_source(request)
     return request
+
+
+def _absolute(files: tuple[str, ...]) -> tuple[str, ...]:
+    """Files by their whole paths: a run may be resumed from anywhere."""
+    return tuple(str(Path(file).absolute()) for file in files)
+
+
+def _fitting(request: Request) -> Request:
+    """The request with whole groups of views, if its prior sees several as one."""
+    try:
+        hints = read_hints(resolve_prior(request.prior))
+    except (UnknownPrior, MissingAsset, ValueError):  # whoever checks the request says so
+        return request
+    return dataclasses.replace(request, stages=for_views_of(request.stages, hints))
 
 
 def _given(options: Generate | Edit) -> dict[str, Any]:

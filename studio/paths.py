@@ -4,6 +4,8 @@ import contextlib
 import difflib
 from pathlib import Path
 
+from studio.presets import PRESETS, preset_of, what_to_do
+
 BUNDLED_PRIOR = "toybox-64"
 """Name of the prior that ships with the studio."""
 
@@ -48,30 +50,39 @@ def bundled_prior() -> Path:
 
 
 def resolve_prior(name_or_path: str | Path) -> Path:
-    """The folder of a prior: a folder at that path if there is one, else the bundled prior of that name.
+    """The folder of a prior, or its one file: what is at that path, else the bundled prior or preset of that name.
 
     Raises:
-        UnknownPrior: it is neither, or the folder holds no model in diffusers' layout.
+        UnknownPrior: it is none of these, the preset is not on this machine, or the folder holds no model in diffusers'
+            layout.
         MissingAsset: the bundled prior is meant, and missing.
     """
     folder = Path(name_or_path)
     with contextlib.suppress(RuntimeError):  # ~somebody who has no home
         folder = folder.expanduser()
-    if folder.is_dir() and holds_prior(folder):
+    if (folder.is_dir() and holds_prior(folder)) or (folder.is_file() and folder.suffix == ".safetensors"):
         return folder.resolve()
     name = str(name_or_path)
     if name in BUNDLED_NAMES:
         return bundled_prior()
+    if (preset := preset_of(name)) is not None:
+        if holds_prior(preset.folder):
+            return preset.folder.resolve()
+        raise UnknownPrior(what_to_do(preset))
+    if folder.is_file():
+        raise UnknownPrior(f"{folder} is no prior: a single file must be *.safetensors; others could run code")
     if folder.is_dir():
         raise UnknownPrior(
             f"{folder} holds no prior: expected diffusers' layout, that is model_index.json or a folder "
             + " or ".join(_NETWORKS)
         )
-    near = difflib.get_close_matches(name, BUNDLED_NAMES, n=1)
+    known = [*BUNDLED_NAMES, *(preset.name for preset in PRESETS)]
+    near = difflib.get_close_matches(name, known, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
     raise UnknownPrior(
-        f"no prior {name!r}{guess} Bundled is {BUNDLED_PRIOR!r}; any other is a folder in diffusers' layout, given by "
-        "its path. Nothing is downloaded, so fetch the model first."
+        f"no prior {name!r}{guess} Bundled is {BUNDLED_PRIOR!r}; known by name are also "
+        f"{', '.join(preset.name for preset in PRESETS)}; any other is a folder in diffusers' layout, or one "
+        "safetensors file, given by its path. Nothing is downloaded unless you ask for it."
     )
 
 

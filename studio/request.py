@@ -17,6 +17,7 @@ from representations.kinds import AnyRepresentation
 from studio.cameras import Orbit
 from studio.codec import nearest
 from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, resolve_prior
+from studio.prior_options import PriorOptions, option_problems, view_problems
 from studio.region import region_problems
 
 LONGEST_PROMPT = 500
@@ -97,7 +98,9 @@ class Request:
     negative: str = ""
     """What it should not look like."""
     prior: str = BUNDLED_PRIOR
-    """Name of the bundled prior, or the folder of any other in diffusers' layout."""
+    """Name of the bundled prior or a preset, the folder of any other in diffusers' layout, or one safetensors file."""
+    prior_options: PriorOptions = field(default=PriorOptions())
+    """How the prior is loaded: files on top of it, resolution, memory and speed."""
     view_prompts: ViewDependence | None = None
     """How prompts name the direction of view; none: bucketed, unless the prior is told where the camera stands."""
     seed: int = 0
@@ -138,6 +141,8 @@ def check(request: Request) -> list[Problem]:
     try:
         folder = resolve_prior(request.prior)
         problems += _check_words(request, read_hints(folder)["words"])
+        problems += [Problem("error", text) for text in option_problems(request.prior_options, folder)]
+        problems += [Problem("error", text) for text in view_problems(request.stages, folder)]
     except (UnknownPrior, MissingAsset, ValueError) as problem:
         problems.append(Problem("error", str(problem)))
     return problems

@@ -19,6 +19,7 @@ from guidance.sds import SDS
 from studio.codec import decode
 from studio.export.glb import GENERATOR
 from studio.paths import BUNDLED_NAMES, BUNDLED_PRIOR
+from studio.prior_options import PriorOptions
 from studio.request import Request, Stage, check
 from studio.tuning import suited
 
@@ -223,6 +224,9 @@ def _usable(request: Request, allowed: Collection[str]) -> Restored:
 def _from_nothing(stage: Stage, prior: str) -> Stage:
     """A stage of an edit without what it compares with: by SDS, if its method cannot do without."""
     needs = "source" in stage.guidance.requires
+    if request.prior_options != PriorOptions():
+        remarks.append("Files on top of its prior and settings of the machine it ran on are left out.")
+        request = dataclasses.replace(request, prior_options=PriorOptions())
     return dataclasses.replace(stage, guidance=suited(SDS, prior)) if needs else stage
 
 

@@ -8,6 +8,7 @@ runs/<name>/  request.json  events.jsonl  checkpoints/  previews/  result.glb  r
 import contextlib
 import errno
 import functools
+import json
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from studio.optimize import Stop, Timing
 from studio.paths import resolve_prior
 from studio.request import Request, check
 from studio.stages import Stages
+from studio.prior_options import PriorOptions
+from studio.prior_stamp import stamp
 
 
 def never() -> bool:
@@ -34,13 +37,23 @@ def never() -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def loaded_prior(name: str, device: torch.device) -> DiffusersPrior:
-    """The prior of a name or folder. The last one stays in memory for the process's next run.
+def loaded_prior(
+    name: str,
+    device: torch.device,
+    options: PriorOptions = PriorOptions(),  # noqa: B008 -- frozen
+) -> DiffusersPrior:
+    """The prior of a name or path. The last one stays in memory for the process's next run.
 
     Raises:
         UnknownPrior, MissingAsset, ValueError: it cannot be loaded; in words.
     """
-    return DiffusersPrior.load(resolve_prior(name), device)
+    return DiffusersPrior.load(
+        resolve_prior(name),
+        device,
+        resources=options.resources,
+        resolution=options.resolution,
+        extensions=options.extensions,
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -150,7 +163,8 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     began = time.perf_counter()
     yield from (Warned(p.text) for p in check(request) if p.severity == "warning")
     yield Working("loading the prior")
-    prior = loaded_prior(request.prior, device)
+    prior = loaded_prior(request.prior, device, request.prior_options)
+    write_atomically(home.path / "prior.json", _stamp(request))
     refuse_cut_prompt(prior, request.prompt)
     source = None if request.task is None else own_source(home.path, request.task, device)
     stages = Stages.of(request, prior, source)
@@ -176,3 +190,9 @@ def refuse_cut_prompt(prior: DiffusersPrior, prompt: str) -> None:
     tokens, most = prior.count_tokens(prompt), prior.most_tokens
     if tokens > most:
         raise RunError(f"The prompt has {tokens} tokens and this prior reads {most}; shorten it.")
+def _stamp(request: Request) -> bytes:
+    """Which weights the run is made with."""
+    found = stamp(request.prior, resolve_prior(request.prior), request.prior_options)
+    return (json.dumps(found, indent=2) + "\n").encode()
+
+

@@ -1,6 +1,7 @@
 """From a request and a loaded prior to the stages that ``optimize`` goes through, in memory alone."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from guidance.conditioning import Prompts
 from guidance.diffusers_prior import DiffusersPrior
@@ -9,7 +10,9 @@ from representations.scene import Representation
 from studio.edit import Source
 from studio.memory import Down, thrifty
 from studio.optimize import Run, Setting, make_optimiser, step_rng, step_seed
+from studio.prior_options import read_picture
 from studio.request import Request
+from studio.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -22,22 +25,27 @@ class Stages:
     source: Source | None
     before: Representation | None
     """What ``source`` looked like."""
+    team: Team = ALONE
+    """Who shares the steps."""
 
     @classmethod
-    def of(cls, request: Request, prior: DiffusersPrior, source: Source | None) -> "Stages":
+    def of(cls, request: Request, prior: DiffusersPrior, source: Source | None, team: Team = ALONE) -> "Stages":
         """Embed the prompts, and make the object of an edit's source."""
         view_prompts = request.view_prompts or ("off" if "pose" in prior.takes else "bucketed")
         prompt = None if source is None else source.request.prompt
-        prompts = Prompts.embed(prior, request.prompt, request.negative, view_prompts, source=prompt)
+        picture = request.prior_options.image
+        image = read_picture(Path(picture)) if picture else None
+        prompts = Prompts.embed(prior, request.prompt, request.negative, view_prompts, source=prompt, image=image)
         before = None if source is None else source.representation(prior.device)
-        return cls(request, prior, prompts, source, before)
+        return cls(request, prior, prompts, source, before, team)
 
     def setting(self, index: int) -> Setting:
         """What the steps of a stage read."""
         request, prior = self.request, self.prior
         stage, hints = request.stages[index], prior.hints
         asked = prior if stage.at_once is None else Piecewise(prior, stage.at_once, hints["views"])
-        return Setting(stage, asked, self.prompts, hints, request.seed, request.task, self.before)
+        share = self.team.share(stage.cameras.views)
+        return Setting(stage, asked, self.prompts, hints, request.seed, request.task, self.before, share)
 
     def thrifty(self, downs: tuple[Down, ...], index: int, step: int) -> "Stages":
         """The same as memory allows them after ``step`` steps of a stage."""

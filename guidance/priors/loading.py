@@ -19,6 +19,7 @@ from guidance.priors.assembly import Plan, assemble, bare
 from guidance.priors.extensions import Extensions
 from guidance.priors.parts import Parts
 from guidance.priors.resources import Resources
+from guidance.priors.single_file import read_single_file, require_configuration
 
 PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionPipeline",
@@ -74,7 +75,7 @@ def load_parts(
     """Load a folder from the disk.
 
     Args:
-        folder: in the layout of diffusers.
+        folder: in the layout of diffusers, or one safetensors file with such a folder of its name beside it.
         device: where the prior is to live.
         resources: how it is to use the machine.
         resolution: pixels a side to distil at; None: those that the prior was trained with.
@@ -84,8 +85,14 @@ def load_parts(
         MissingPriorError: the folder or a component is not there or cannot be read.
         ValueError: it is a kind of prior that is not supported.
     """
-    pipeline, hints = pipeline_of(folder), read_hints(folder)
-    dtype, plan = resources.type_for(device, pipeline in WIDE), Plan(device, resources, hints, resolution, extensions)
+    config = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
+    if config is not folder:
+        require_configuration(folder, config)
+    pipeline, plan = pipeline_of(config), Plan(device, resources, read_hints(config), resolution, extensions)
+    dtype = resources.type_for(device, pipeline in WIDE, small=pipeline is None)
+    if config is not folder:
+        components = read_single_file(folder, config, pipeline, dtype)
+        return assemble(pipeline or "", components, settings(config), plan, config)
     if pipeline is None:
         for component in ("unet", "text_encoder", "tokenizer", "scheduler"):
             require(folder, component)

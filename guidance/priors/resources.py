@@ -13,9 +13,9 @@ class Resources:
     """Options of memory and speed. None changes what a prior is; 16 bits and tiling change its answers a little."""
 
     dtype: Kind = "auto"
-    """What networks compute in. auto: float32 on a CPU; on a GPU float16 for U-Nets, and bfloat16 for transformers and
-    whatever T5 reads for, whose numbers leave float16's range. Latents, noise and gradients are float32 whatever this
-    says."""
+    """What networks compute in. auto: float32 on a CPU and for small priors that name no pipeline, such as the bundled
+    one; on a GPU float16 for U-Nets, and bfloat16 for transformers and whatever T5 reads for, whose numbers leave
+    float16's range. Latents, noise and gradients are float32 whatever this says."""
     offload: Literal["none", "text", "layers"] = "none"
     """text: text encoders wait in main memory and visit the GPU once a run, to embed the prompts. layers: so does every
     layer of the network, in every evaluation: the least memory, many times slower, and no method with a critic."""
@@ -33,16 +33,17 @@ class Resources:
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """torch.compile the network; reduce-overhead also replays CUDA graphs. The first evaluations take minutes."""
 
-    def type_for(self, device: torch.device, wide: bool) -> torch.dtype:
+    def type_for(self, device: torch.device, wide: bool, small: bool = False) -> torch.dtype:
         """The type that networks compute in.
 
         Args:
             device: where.
             wide: it is a transformer, or T5 reads for it.
+            small: it names no pipeline.
         """
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
-        if device.type == "cpu":
+        if small or device.type == "cpu":
             return torch.float32
         return torch.bfloat16 if wide else torch.float16
 

@@ -1,0 +1,100 @@
+"""What a request says of its prior besides its name: files on top of it, a picture that prompts, and the machine."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from guidance.prior_folder import Hints, read_hints
+from guidance.priors.extensions import Extensions, parse_lora, refuse_extension
+from guidance.priors.loading import pipeline_of
+from guidance.priors.resources import Resources
+
+
+@dataclass(frozen=True)
+class PriorOptions:
+    """How the prior is loaded."""
+
+    lora: tuple[str, ...] = ()
+    """LoRA files on top of it, each FILE or FILE:WEIGHT, as safetensors."""
+    textual_inversion: tuple[str, ...] = ()
+    """Files with new words for prompts, as safetensors."""
+    image: str = ""
+    """Picture that prompts, for an IP-Adapter or a novel-view prior; its object in front of a plain background."""
+    resolution: int | None = None
+    """Pixels a side that renders are brought to for the prior; none: what it was trained with. Fewer need less memory
+    and time."""
+    resources: Resources = field(default=Resources())
+    """Memory and speed."""
+
+    @property
+    def extensions(self) -> Extensions:
+        """The files on top.
+
+        Raises:
+            ValueError: a weight that is no number.
+        """
+        return Extensions(tuple(parse_lora(text) for text in self.lora), tuple(map(Path, self.textual_inversion)))
+
+
+def option_problems(options: PriorOptions, prior: Path) -> list[str]:
+    """What is wrong with the options for a prior, in words; nothing heavy is loaded."""
+    wrong = []
+    try:
+        extensions = options.extensions
+        for file in (*(file for file, _ in extensions.loras), *extensions.inversions):
+            refuse_extension(file)
+    except ValueError as problem:
+        wrong.append(f"{problem}.")
+    if options.image and not Path(options.image).is_file():
+        wrong.append(f"There is no picture {options.image}.")
+    if not options.image and prior.is_dir() and pipeline_of(prior) == "":
+        wrong.append("This prior is told by a picture, not by words; name one with --image FILE.")
+    return wrong
+
+
+def view_problems(stages: tuple[Any, ...], prior: Path) -> list[str]:
+    """What is wrong with the views of stages for a prior that sees several as one."""
+    wrong, group = [], read_hints(prior)["views"]
+    for i, stage in enumerate(stages if group > 1 else ()):
+        if stage.cameras.views % group:
+            wrong.append(
+                f"stages.{i}.cameras.views must be {group}, {2 * group}, ... for this prior, which sees {group} views "
+                f"as one, not {stage.cameras.views}."
+            )
+        if not (stage.guidance.controls.group or stage.guidance.controls.shared_t):
+            wrong.append(f"stages.{i}.guidance.controls.group must be True for a prior that sees {group} views as one.")
+    return wrong
+
+
+def for_views_of(stages: tuple[Any, ...], hints: Hints) -> tuple[Any, ...]:
+    """The stages with whole groups of views that share a timestep, for a prior that sees several views as one."""
+    group = hints["views"]
+    return stages if group == 1 else tuple(_grouped(stage, group) for stage in stages)
+
+
+def _grouped(stage: Any, group: int) -> Any:
+    controls = dataclasses.replace(stage.guidance.controls, group=True)
+    cameras = dataclasses.replace(stage.cameras, views=-(-stage.cameras.views // group) * group)
+    return dataclasses.replace(stage, cameras=cameras, guidance=dataclasses.replace(stage.guidance, controls=controls))
+
+
+def read_picture(path: Path) -> Any:
+    """A picture as a tensor [1, 3, h, w] in [0, 1]; what is transparent in it becomes white.
+
+    Raises:
+        ValueError: it is no picture that can be read.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            opened.thumbnail((2048, 2048))
+            layered = opened.convert("RGBA")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
+        raise ValueError(f"{path} cannot be read as a picture: {problem}") from problem
+    white = Image.new("RGBA", layered.size, "white")
+    flat = Image.alpha_composite(white, layered).convert("RGB")
+    return torch.from_numpy(np.asarray(flat).copy()).permute(2, 0, 1)[None].float() / 255
