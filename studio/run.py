@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from guidance.diffusers_prior import DiffusersPrior
+from studio.checkpoints import write_atomically
 from studio.delivery import deliver
 from studio.edit import check_source, own_source
 from studio.engine import Engine, optimised
@@ -25,10 +26,10 @@ from studio.guard import NonFiniteError
 from studio.memory import is_out_of_memory
 from studio.optimize import Stop, Timing
 from studio.paths import resolve_prior
-from studio.request import Request, check
-from studio.stages import Stages
 from studio.prior_options import PriorOptions
 from studio.prior_stamp import stamp
+from studio.request import Request, check
+from studio.stages import Stages
 
 
 def never() -> bool:

@@ -24,7 +24,7 @@ def require_configuration(file: Path, config: Path) -> None:
     if not (config / "model_index.json").is_file():
         _refuse(
             file,
-            f"it holds weights alone, and its configuration is looked for in {config}/. Put there, of the folder of the "
+            f"it holds weights alone, and its configuration is looked for in {config}/. Put there, of a folder of the "
             "same kind of model, all that is no weights: model_index.json, and config.json, scheduler_config.json and "
             "the tokenizers' files in the folders of their components",
         )
