@@ -137,6 +137,6 @@ def _explained(about: dict[str, Any]) -> str:
         f"Means ± standard deviation over runs: prompts {prompts}; seeds {seeds}. "
         f"Methods had {protocol['evaluations']:,} evaluations of the prior each: one is a forward pass of a step's "
         "views with all its branches, and those of inversion and of critics count. Quality is IoU x (1 - colour "
-        "error), against the true object, best over turns about the vertical. "
+        "error), against the true object, best over turns about the vertical. Seconds are the clock's. "
         f"{machine['device']}, {counted} threads, torch {machine['torch']}, {machine['date']}."
     )
