@@ -18,12 +18,16 @@ from typing import Any, Literal
 from studio.checkpoints import write_atomically
 from studio.folder import RunFolder
 from studio.jobs.database import Database
-from studio.jobs.folders import Card, Resting, change_card, ended, make_folder, says, steps_saved
+from studio.jobs.folders import Card, Resting, change_card, ended, make_folder, said_since, says, steps_saved
 from studio.jobs.job import Job, State
 from studio.jobs.rows import change, find, job_of, last_position, request_of
 
 DEATHS = 10
-"""Workers that may die at the same checkpoint of a job until it is given up."""
+"""Workers that may die at a job, none further on than the one before, until it is given up."""
+_TURNS = 3
+"""Such deaths after which others come first."""
+_PHASES = 1000
+"""More than there are events within an attempt besides steps, to compare how far attempts came."""
 _LOOK_AHEAD = 64
 """Queued jobs that are tried in turn; the first is free unless someone works in its folder by other means."""
 
@@ -166,7 +170,7 @@ def _take(claim: Claim, worker: str) -> bool:
         row = db.execute("SELECT * FROM jobs WHERE id = ?", (claim.job.id,)).fetchone()
         if row is None or row["state"] not in ("queued", "running"):
             return False  # somebody asked for something else a moment ago
-        values, held = _start(row, folder, worker, _queue_held(db))
+        values, held = _start(db, row, folder, worker)
         if held is not None:
             change_card(folder, held=held)
         change(db, claim.job.id, **values)
@@ -174,9 +178,11 @@ def _take(claim: Claim, worker: str) -> bool:
     return claim.job.state == "running"
 
 
-def _start(row: sqlite3.Row, folder: Path, worker: str, queue_held: bool) -> tuple[dict[str, Any], Resting | None]:
+def _start(
+    db: sqlite3.Connection, row: sqlite3.Row, folder: Path, worker: str
+) -> tuple[dict[str, Any], Resting | None]:
     """What becomes of a job whose folder was just locked: its new columns, and why it rests, if it does."""
-    now = time.time()
+    now, queue_held = time.time(), _queue_held(db)
     rest: dict[str, Any] = {"wish": "", "worker": ""}
     if ended(folder) == "done":  # killed after its last event, or finished by other means
         return {"state": "done", "error": "", "ended": now, **rest}, None
@@ -186,11 +192,12 @@ def _start(row: sqlite3.Row, folder: Path, worker: str, queue_held: bool) -> tup
         state = WISHED[row["wish"]]
         return {"state": state, "ended": now if state == "cancelled" else None, **rest}, state
     step = steps_saved(folder)
-    deaths = row["deaths"] + 1 if step <= row["reached"] else 1
-    died = {"deaths": deaths, "reached": step}
+    place = (step + 1) * _PHASES + min(said_since(folder, row["started"] or now), _PHASES - 1)
+    deaths = row["deaths"] + 1 if place <= row["reached"] else 1
+    died = {"deaths": deaths, "reached": place}
     if deaths >= DEATHS:
-        words = f"Its process died {deaths} times without getting past step {max(step, 0)}; it is left alone."
+        words = f"Its process died {deaths} times in a row without getting past step {max(step, 0)}."
         return {"state": "failed", "error": words, "ended": now, **died, **rest}, "failed"
-    if queue_held:
-        return {"state": "queued", "started": None, **died, **rest}, None
+    if queue_held or deaths % _TURNS == 0:  # others must not wait for one that kills whoever takes it
+        return {"state": "queued", "position": last_position(db) + 1, **died, **rest}, None
     return {"state": "running", "worker": worker, "started": now, **died}, None

@@ -142,6 +142,12 @@ def _last_events(folder: Path) -> Iterator[dict[str, Any]]:
                 yield said
 
 
+def said_since(folder: Path, began: float) -> int:
+    """How many events there are since a time, besides steps, which are not all recorded."""
+    since = itertools.takewhile(lambda said: said.get("time", 0.0) >= began, _last_events(folder))
+    return sum(said["event"] != "Stepped" for said in since)
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process works in this folder at the moment."""
     if not (folder / ".lock").is_file():
