@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import functools
 import inspect
-import math
 import textwrap
 import typing
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from guidance.schedules import Schedule
 from studio.codec import decode, nearest
 from studio.places import NOTHING, Place, member_name, places, put, switch, switchable
 from studio.request import Request
+from studio.restore import LARGEST_NUMBER
 from studio.schedule_text import parse_schedule, schedule_text
 
 Kind = Literal["number", "integer", "switch", "choice", "text", "schedule", "union"]
@@ -32,10 +32,14 @@ LEFT_OUT = {
     "Request.prior": "a folder by its path; people choose from a list",
     "Request.stages": "recipes decide how many there are",
     "Request.task": "an edit is begun from a finished run",
-    "Request.prior_options": "files by their paths, and the machine",
     "Edit.source": "a folder by its path",
+    "PriorOptions.lora": "files by their paths",
+    "PriorOptions.textual_inversion": "files by their paths",
+    "PriorOptions.image": "a file by its path",
 }
 """Fields that are no knobs, and why."""
+_UNSAID = {"Request.prompt", "Request.stages", "Request.task", "Edit.source"}
+"""Fields that no argument says: they are arguments of their own, or another verb's."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,9 @@ def as_arguments(before: Request, after: Request) -> list[str]:
         arguments += _flag(place.path, [name])
         before = switch(before, place, name)
     had = {place.path: place.value for place in places(before)}
-    for place in _settable(after).values():
-        if not place.is_union and had[place.path] != place.value:
+    for place in places(after):
+        said = not (_is_group(place) or place.is_union or f"{place.owner.__name__}.{place.name}" in _UNSAID)
+        if said and had[place.path] != place.value:
             arguments += _argument(place)
     return arguments
 
@@ -242,8 +247,8 @@ def _plain(kind: Any, value: Value) -> Value:
         value = _number(value)
     if isinstance(value, str) and kind is bool:
         return {"true": True, "false": False}.get(value.lower(), value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no number to set")
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:  # a NaN is not either
+        raise ValueError(f"{value:.3g} is no number to set" if isinstance(value, float) else "no knob is that large")
     return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
 
 

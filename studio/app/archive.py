@@ -1,9 +1,5 @@
 """The History tab: finished results, to look at, to compare, and to make again."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import gradio as gr
 
 from studio.app import panels
@@ -12,17 +8,8 @@ from studio.app.viewing import entry
 from studio.app.widgets import QUIET, html
 
 
-@dataclass(frozen=True)
-class Archive:
-    """The parts that the page wires."""
-
-    cards: gr.HTML
-    load: tuple[Callable[..., Any], list[Any], list[Any]]
-    """Function, inputs and outputs that draw the cards."""
-
-
-def build_archive(service: Service) -> Archive:
-    """Draw the tab."""
+def build_archive(service: Service, tab: gr.Tab) -> gr.HTML:
+    """Draw the tab; returns its cards, which are looked up whenever it is opened."""
     search = gr.Textbox(
         show_label=False,
         placeholder="Search prompts",
@@ -37,5 +24,6 @@ def build_archive(service: Service) -> Archive:
         found = service.finished(words or "")
         return panels.history([entry(service, run) for run in found], words or "")
 
-    search.change(draw, search, cards, trigger_mode="always_last", **QUIET)
-    return Archive(cards, (draw, [search], [cards]))
+    # One event for both: the last answer is then that to the last question.
+    gr.on([tab.select, search.change], draw, search, cards, trigger_mode="always_last", **QUIET)
+    return cards

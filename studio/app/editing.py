@@ -57,7 +57,7 @@ class Editing:
 def build_editing(service: Service) -> Editing:
     """Draw the tab."""
     ref = gr.Textbox("", visible=False)
-    about = html("", "dk-about", js="")
+    about = html(f'<p class="dk-quiet">{_NOT_YET}</p>', "dk-about", js="")
     prompt = gr.Textbox(label="What it is to be", lines=2, max_length=LONGEST_PROMPT, elem_id="dk-edit-prompt")
     with gr.Row():
         method = gr.Dropdown(_methods(), value="DDS", label="Method", min_width=150)
@@ -77,7 +77,7 @@ def build_editing(service: Service) -> Editing:
         for axis in "xyz":
             with gr.Row():
                 sides += [_slider(axis, end) for end in ("from", "to")]
-    button = gr.Button("Edit", variant="primary", elem_id="dk-edit")
+    button = gr.Button("Edit", variant="primary", elem_id="dk-edit", interactive=False)
     shell = html("", "dk-shell-box", js="dreamkiln.copying(element);")
     fields = [ref, prompt, method, steps, keep, inside, *sides]
 

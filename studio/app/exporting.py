@@ -41,12 +41,12 @@ class Exporting:
 
 def build_exporting(service: Service, shelf: Shelf) -> Exporting:
     """Draw the tab."""
-    about = html("", "dk-about", js="")
+    about = html(f'<p class="dk-quiet">{_NOT_YET}</p>', "dk-about", js="")
     kind = gr.Dropdown(FORMATS, value="glb", label="Format")
     with gr.Row():
         faces = gr.Dropdown(_FACES, value=0, label="Faces, about", allow_custom_value=True, min_width=110)
         texture = gr.Dropdown(_SIZES, value=0, label="Texture", min_width=110)
-    button = gr.Button("Export", variant="primary", elem_id="dk-export")
+    button = gr.Button("Export", variant="primary", elem_id="dk-export", interactive=False)
     status = html("", "dk-status", js="")
     file = gr.File(label="Ready", interactive=False, visible=False, elem_id="dk-exported")
     shell = html("", "dk-shell-box", js="dreamkiln.copying(element);")

@@ -16,6 +16,7 @@ from studio.options import Generate, UsageError, build_request, with_steps
 from studio.paths import BUNDLED_PRIOR, holds_prior
 from studio.recipes import RECIPES
 from studio.request import Problem, Request, check
+from studio.restore import require_modest, without_paths
 from studio.templates import expand
 
 MOST_JOBS = 64
@@ -145,10 +146,12 @@ def _restored(form: Form, prior: str) -> Request:
     if len(form.settings) > _LONGEST_SETTINGS:
         raise UsageError("These settings are longer than any request; drop the file again.")
     try:
-        request = decode(Request, json.loads(form.settings))
+        settings = json.loads(form.settings)
+        require_modest(settings)
+        request = decode(Request, settings)
     except (ValueError, RecursionError) as problem:
         raise UsageError(f"The restored settings cannot be read: {problem}") from problem
-    request = dataclasses.replace(request, prompt=form.prompt, prior=prior, task=None)
+    request = without_paths(dataclasses.replace(request, prompt=form.prompt, prior=prior), [prior]).request
     if form.method:
         options = Generate(form.prompt, method=form.method, prior=prior)
         guidance = build_request(options, []).stages[0].guidance

@@ -1,6 +1,7 @@
 """The Make tab: the form of a new object, what it comes to before the start, and settings out of an earlier result."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from studio.app.panels import planned
 from studio.app.service import Plan, Service
 from studio.app.settings_panel import settings_panel
 from studio.app.shell import generate_command
-from studio.app.widgets import PRIVATE, QUIET, command, html
+from studio.app.widgets import PRIVATE, QUIET, TELLING, command, html
 from studio.codec import members
 from studio.folder import RunError
 from studio.paths import BUNDLED_PRIOR, assets_folder
@@ -132,32 +133,32 @@ def build_making(service: Service) -> Making:
         elem_id="dk-drop",
     )
     knobs, settings = gr.JSON({}, visible=False), gr.Textbox("", visible=False)
+    refused, shown = gr.Number(0, visible=False), gr.Textbox("", visible=False)
     fields = [prompt, recipe, method, prior, negative, seed, steps, copies, knobs, settings]
-    drawn = [plan, shell, panel]
-    making = Making(service, fields, button, told, (lambda *v: _drawn(service, Making.form(*v)), fields, drawn))
-    _wire_form(making, panel, upload, drawn)
+    refresh = (lambda *values: _drawn(service, *values)), [*fields, refused, shown], [plan, shell, panel, shown]
+    making = Making(service, fields, button, told, refresh)
+    # One event for all: the last answer is then that to the last question.
+    gr.on([field.change for field in (*fields, refused)], *refresh, trigger_mode="always_last", **QUIET)
+    _wire_form(making, panel, upload, refused)
     return making
 
 
-def _wire_form(making: Making, panel: gr.HTML, upload: gr.File, drawn: list[Any]) -> None:
+def _wire_form(making: Making, panel: gr.HTML, upload: gr.File, refused: gr.Number) -> None:
     service, fields = making.service, making.fields
     knobs = fields[8]
-    refresh, inputs, outputs = making.refresh_all
-    quick = [field.change for i, field in enumerate(fields) if i in (0, 4, 5, 7)]
-    slow = [field.change for i, field in enumerate(fields) if i in (1, 2, 3, 6, 9)]
-    gr.on(
-        quick, lambda *v: _drawn(service, Making.form(*v))[:2], inputs, outputs[:2], trigger_mode="always_last", **QUIET
-    )
-    gr.on(slow, refresh, inputs, outputs, trigger_mode="always_last", **QUIET)
     # Another recipe or method has other knobs: what was set for the last one would no longer be understood.
-    gr.on([fields[1].input, fields[2].input], lambda: {}, None, knobs, **QUIET).then(refresh, inputs, outputs, **QUIET)
+    gr.on([fields[1].input, fields[2].input], lambda: {}, None, knobs, **QUIET)
+    panel.click(lambda: {}, None, knobs, **QUIET)
 
-    def set_knob(event: gr.EventData, *values: Any) -> dict[str, Any]:
+    def set_knob(event: gr.EventData, count: float, *values: Any) -> tuple[dict[str, Any], float]:
         form = Making.form(*values)
-        return _with_knob(service, form, str(event._data["knob"]), event._data["value"])
+        try:
+            return _with_knob(service, form, str(event._data["knob"]), event._data["value"]), count
+        except ValueError as problem:
+            gr.Warning(str(problem), title="")
+            return dict(form.knobs), count + 1
 
-    panel.input(set_knob, inputs, knobs, **QUIET).then(refresh, inputs, outputs, **QUIET)
-    panel.click(lambda: {}, None, knobs, **QUIET).then(refresh, inputs, outputs, **QUIET)
+    panel.input(set_knob, [refused, *fields], [knobs, refused], **TELLING)
 
     def dropped(path: str | None) -> dict[Any, Any]:
         if path is None:
@@ -169,39 +170,39 @@ def _wire_form(making: Making, panel: gr.HTML, upload: gr.File, drawn: list[Any]
         words = " ".join((f"Prompt and settings of {Path(path).name}.", *found.remarks))
         return making.restored(form_of(found.request, service.priors), words)
 
-    upload.upload(dropped, upload, [*fields, making.told], **PRIVATE).then(refresh, inputs, outputs, **QUIET)
+    upload.upload(dropped, upload, [*fields, making.told], **PRIVATE)
 
 
 def _with_knob(service: Service, form: Form, path: str, value: Any) -> dict[str, Any]:
-    """The knobs that are set by hand, with one more, or one less if that is what the recipe says anyway."""
-    try:
-        base = base_request(form, service.priors)
-        wished = {**form.knobs, path: value}
-        changed = with_knobs(base, wished)
-    except ValueError as problem:
-        gr.Warning(str(problem), title="")
-        return dict(form.knobs)
-    before = {
-        knob.path: knob.value for knob in all_knobs(with_knobs(base, {k: v for k, v in wished.items() if k != path}))
-    }
-    now = {knob.path: knob.value for knob in all_knobs(changed)}
+    """The knobs that are set by hand, with one more, or one less if that is what the recipe says anyway.
+
+    Raises:
+        ValueError: there is no such knob, or the value does not fit; in words.
+    """
+    base = base_request(form, service.priors)
+    others = {name: v for name, v in form.knobs.items() if name != path}
+    wished = {**others, path: value}
+    before, now = (
+        {knob.path: knob.value for knob in all_knobs(with_knobs(base, values))} for values in (others, wished)
+    )
     if now.get(path) == before.get(path):
         wished.pop(path)
     return {name: v for name, v in wished.items() if name in now}
 
 
-def _drawn(service: Service, form: Form) -> tuple[str, str, str]:
-    """The estimate with objections, the shell command, and the Advanced panel."""
+def _drawn(service: Service, *values: Any) -> tuple[str, str, Any, str]:
+    """The estimate with objections, the shell command, the Advanced panel if it is another, and what it is of."""
+    *fields, refused, shown = values
+    form = Making.form(*fields)
     empty = not form.prompt.strip()
     asked = dataclasses.replace(form, prompt="an object") if empty else form
     plan = service.plan(asked)
     if empty:  # nothing was typed yet, which is no mistake
         plan = dataclasses.replace(plan, problems=tuple(p for p in plan.problems if p.severity == "error"))
-    return (
-        _recipe_words(form) + planned(plan),
-        command("" if empty else _commands(service, form, plan)),
-        _panel(service, asked),
-    )
+    of = repr((form.recipe, form.method, form.prior, form.steps, sorted(form.knobs.items()), form.settings, refused))
+    now = hashlib.sha256(of.encode()).hexdigest()[:16]
+    panel = gr.skip() if now == shown else _panel(service, asked)
+    return _recipe_words(form) + planned(plan), command("" if empty else _commands(service, form, plan)), panel, now
 
 
 def _commands(service: Service, form: Form, plan: Plan) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from studio.app.api import build_api
-from studio.app.archive import Archive, build_archive
+from studio.app.archive import build_archive
 from studio.app.comparing import Comparing, build_comparing
 from studio.app.editing import build_editing
 from studio.app.exporting import build_exporting
@@ -18,7 +18,7 @@ from studio.app.making import Making, build_making
 from studio.app.service import Service
 from studio.app.shelf import Shelf
 from studio.app.showing import Showing, build_showing
-from studio.app.widgets import PRIVATE, QUIET, html
+from studio.app.widgets import PRIVATE, QUIET, TELLING, html
 
 TICK = 0.5
 """Seconds between a page's questions."""
@@ -34,22 +34,20 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
                 with gr.Column(scale=4, min_width=320, elem_id="dk-left"), gr.Tabs(elem_id="dk-tools") as tools:
                     with gr.Tab("Make", id="make"):
                         making = build_making(service)
-                    with gr.Tab("Edit", id="edit") as edit_tab:
+                    with gr.Tab("Edit", id="edit"):
                         editing = build_editing(service)
-                    with gr.Tab("Export", id="export") as export_tab:
+                    with gr.Tab("Export", id="export"):
                         exporting = build_exporting(service, shelf)
                 with gr.Column(scale=7, min_width=320, elem_id="dk-right"):
                     showing = build_showing(service, shelf)
             with gr.Tab("Compare", id="compare") as compare_tab:
                 comparing = build_comparing(service, shelf)
             with gr.Tab("History", id="history") as history_tab:
-                archive = build_archive(service)
-        _wire(service, showing, making, comparing, archive, main, tools)
-        for tab, load in ((compare_tab, comparing.load), (history_tab, archive.load)):
-            tab.select(*load, **QUIET)
-        for tab, panel in ((edit_tab, editing), (export_tab, exporting)):
-            tab.select(panel.load, showing.ref, panel.outputs, **QUIET)
-            showing.ref.change(panel.load, showing.ref, panel.outputs, **QUIET)
+                cards = build_archive(service, history_tab)
+        _wire(service, showing, making, comparing, cards, main, tools)
+        compare_tab.select(*comparing.load, **QUIET)
+        for panel in (editing, exporting):
+            showing.result.change(panel.load, showing.result, panel.outputs, **QUIET)
         editing.submitted(showing)
         page.load(showing.attach, showing.asked, [showing.ref, *showing.outputs], js=_ATTACH, **QUIET)
         page.load(*making.refresh_all, **QUIET)
@@ -63,14 +61,14 @@ def _wire(
     showing: Showing,
     making: Making,
     comparing: Comparing,
-    archive: Archive,
+    cards: gr.HTML,
     main: gr.Tabs,
     tools: gr.Tabs,
 ) -> None:
     """Buttons whose effect crosses from one part of the page to another."""
     acted = [showing.ref, main, tools, *making.fields, *comparing.picks, making.told]
 
-    def act(event: gr.EventData, first: str, second: str) -> dict[Any, Any]:
+    def act(event: gr.EventData, first: str | None, second: str | None) -> dict[Any, Any]:
         action, ref = str(event._data["act"]), str(event._data["ref"])
         if action == "show":
             return {showing.ref: ref, main: gr.Tabs(selected="studio")}
@@ -85,8 +83,8 @@ def _wire(
             gr.Warning(str(problem), title="")
         return {showing.ref: gr.skip()}
 
-    for panel in (showing.strip, showing.queue, showing.welcome, archive.cards):
-        panel.click(act, comparing.picks, acted, **QUIET).then(showing.tick, showing.asked, showing.outputs, **QUIET)
+    for panel in (showing.strip, showing.queue, showing.welcome, cards):
+        panel.click(act, comparing.picks, acted, **TELLING).then(showing.tick, showing.asked, showing.outputs, **QUIET)
 
     def generate(seen: dict[str, Any], *values: Any) -> dict[Any, Any]:
         try:

@@ -272,6 +272,8 @@ def _listen(host: str, port: int | None) -> socket.socket:
     Raises:
         AddressError: there is no such address here, or no free port.
     """
+    if port is not None and not 0 <= port <= 65_535:  # some systems would take what is left of it
+        raise AddressError(f"A port is a number from 0 to 65,535, not {port}.")
     wanted = range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else (port,)
     for number in wanted:
         try:
@@ -279,7 +281,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
                 host.strip("[]") or None, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             listening = socket.socket(family, kind, protocol)
-        except (OSError, OverflowError) as problem:
+        except OSError as problem:
             raise AddressError(f"There is no address {host!r} here: {problem}.") from problem
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

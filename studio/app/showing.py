@@ -43,6 +43,8 @@ class Showing:
     """What the page has of the rest."""
     wanted: gr.Textbox
     """The file that the view is of."""
+    result: gr.Textbox
+    """The run that is shown if it is finished, else nothing."""
     have: gr.JSON
     """Files that viewers show."""
     strip: gr.HTML
@@ -65,7 +67,17 @@ class Showing:
     def outputs(self) -> list[Any]:
         """Outputs of ``tick``."""
         html = [piece for name, piece in self.pieces.items() if name not in FILES]
-        return [self.view, self.seen, self.wanted, self.stage, self.tabs, self.splats, *self.results, *html]
+        return [
+            self.view,
+            self.seen,
+            self.wanted,
+            self.result,
+            self.stage,
+            self.tabs,
+            self.splats,
+            *self.results,
+            *html,
+        ]
 
     def tick(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
         """What is new for a page."""
@@ -82,6 +94,7 @@ class Showing:
             updates[self.splats] = gr.Tab(visible=new.flags["splats"] and new.flags["done"])
         if new.turned:
             updates[self.tabs] = gr.Tabs(selected=new.view or LIVE)
+        updates[self.result] = (ref or "") if new.seen["flags"]["done"] else ""
         return {**updates, self.view: new.view, self.seen: new.seen, self.wanted: new.wanted}
 
     def attach(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
@@ -103,7 +116,7 @@ def build_showing(service: Service, shelf: Shelf) -> Showing:
     """Draw the right side."""
     ref, view = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     seen, have = gr.JSON({}, visible=False), gr.JSON({}, visible=False)
-    wanted = gr.Textbox("", visible=False)
+    wanted, result = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     strip = html("", "dk-strip-box", js=_STRIP_JS)
     welcome = html("", "dk-welcome-box", js=_LIST_JS)
     tabs: dict[str, gr.Tab] = {}
@@ -126,7 +139,7 @@ def build_showing(service: Service, shelf: Shelf) -> Showing:
     pieces["queue"] = queue = html("", "dk-queue-box", js=_LIST_JS)
     results = [tabs[name] for name in (MESH, TURNTABLE, MAPS, SHEET, REPORT)]
     showing = Showing(
-        *(service, shelf, ref, view, seen, wanted, have, strip, queue, welcome),
+        *(service, shelf, ref, view, seen, wanted, result, have, strip, queue, welcome),
         *(stage, holder, tabs[SPLATS], results, pieces),
     )
     # Viewers are outputs of this event alone, and it passes through Gradio's queue: 6.31 sets values of an event that
