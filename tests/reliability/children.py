@@ -16,14 +16,15 @@ def worker(home: str, *options: str) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    return run(["worker", "--runs", home, "--device", "cpu", *options])
+    return run(["worker", "--runs", home, "--device", "cpu", "--parent", str(os.getppid()), *options])
 
 
 def save_forever(folder: str) -> None:
     """Checkpoints of a few megabytes, one after the other; each is a function of its step."""
     checkpoints = Checkpoints(Path(folder))
     step = max((int(path.name) for path in checkpoints.all()), default=0)
-    while True:
+    mother = os.getppid()
+    while os.getppid() == mother:
         step += 1
         checkpoints.save(step, state(step))
 
