@@ -59,12 +59,13 @@ def _home(options: Batch) -> tuple[Path, str]:
 
 
 def _refuse_numbers(options: Batch) -> None:
+    o = options
     checks = {
-        f"--attempts must be 1 or more, not {options.attempts}": options.attempts >= 1,
-        f"--workers must be between 1 and 256, not {options.workers}": options.workers is None or 1 <= options.workers <= 256,
-        f"--timeout must be more than 0 seconds, not {options.timeout}": options.timeout is None or options.timeout > 0,
-        "--seeds needs at least one": len(options.seeds) > 0,
-        "--device needs at least one": len(options.device) > 0,
+        f"--attempts must be 1 or more, not {o.attempts}": o.attempts >= 1,
+        f"--workers must be between 1 and 256, not {o.workers}": o.workers is None or 1 <= o.workers <= 256,
+        f"--timeout must be more than 0 seconds, not {o.timeout}": o.timeout is None or o.timeout > 0,
+        "--seeds needs at least one": len(o.seeds) > 0,
+        "--device needs at least one": len(o.device) > 0,
     }
     wrong = [f"{text}." for text, holds in checks.items() if not holds]
     if wrong:

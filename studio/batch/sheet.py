@@ -1,5 +1,7 @@
 """The contact sheet of a batch: a picture of every result with its prompt, as one PNG."""
 
+import bisect
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +82,7 @@ def _picture(home: Path, row: Result) -> "Image | None":
     return picture.resize((_CELL, _CELL), Image.Resampling.LANCZOS)
 
 
+@functools.lru_cache(maxsize=8)
 def _font(size: int):
     from PIL import ImageFont
 
@@ -92,17 +95,16 @@ def _write(draw, text: str, at: tuple[int, int], size: int, ink: tuple[int, int,
 
 def _cut(text: str, size: int, room: int) -> str:
     """The text, or as much of it as fits, with an ellipsis."""
-    font = _font(size)
+    font, text = _font(size), text[:room]  # no letter is narrower than a pixel
     if font.getlength(text) <= room:
         return text
-    while text and font.getlength(f"{text}…") > room:
-        text = text[:-1].rstrip()
-    return f"{text}…"
+    most = bisect.bisect_right(range(len(text)), room, key=lambda n: font.getlength(f"{text[:n]}…"))
+    return f"{text[: max(0, most - 1)].rstrip()}…"
 
 
 def _two_lines(text: str, size: int, room: int) -> tuple[str, str]:
     """A text on two lines, the second cut short where it does not fit."""
-    words, font = text.split(" "), _font(size)
+    words, font = text[: 2 * room].split(" "), _font(size)
     first = words[0]
     for i, word in enumerate(words[1:], 1):
         if font.getlength(f"{first} {word}") > room:

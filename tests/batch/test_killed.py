@@ -62,18 +62,18 @@ def test_twelve_prompts_killed_three_times(tmp_path: Path, tiny_prior: Path) -> 
     file, out = tmp_path / "things.txt", tmp_path / "things"
     file.write_text(f"a {{{'|'.join(COLOURS)}}} {{{'|'.join(THINGS)}}}\n")
     rng, made = random.Random(), []
-    for _ in range(3):
+    for more, wait in ((rng.randint(1, 3), 1.0), (0, 8.0), (rng.randint(1, 2), 1.0)):
         process = subprocess.Popen(command(file, out, *tiny_options(tiny_prior)), env=ENVIRONMENT, cwd=tmp_path)
         until = time.monotonic() + 100
         before = finished(out)
-        while finished(out) < before + rng.randint(1, 3) and process.poll() is None and time.monotonic() < until:
+        while finished(out) < before + more and process.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
-        time.sleep(rng.random())
+        time.sleep(rng.uniform(0, wait))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
         made.append(finished(out))
     assert made == sorted(made)
-    assert 3 <= made[-1] < 12
+    assert 2 <= made[-1] < 12
     results = {path: path.stat().st_mtime_ns for path in out.glob("*/report.json")}
     last = subprocess.run(
         command(file, out, *tiny_options(tiny_prior)), env=ENVIRONMENT, cwd=tmp_path, timeout=200, check=False
@@ -87,12 +87,12 @@ def test_twelve_prompts_killed_three_times(tmp_path: Path, tiny_prior: Path) -> 
 @pytest.mark.timeout(200)
 def test_several_devices_have_a_process_each(tmp_path: Path, tiny_prior: Path) -> None:
     file, out = tmp_path / "cars.csv", tmp_path / "cars"
-    file.write_text("prompt,seed,name\na red car,1,one\na blue car,2,two\na green car,3,\n")
+    file.write_text("prompt,seed,name\na red car,1,one\na blue car,2,\n")
     options = ["--workers", "2", "--device", "cpu", *tiny_options(tiny_prior)]
     done = subprocess.run(
         command(file, out, *options), env=ENVIRONMENT, cwd=tmp_path, timeout=150, check=False, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert_each_made_once(out, 3)
-    assert {path.parent.name for path in out.glob("*/report.json")} == {"one", "two", "a-green-car"}
+    assert_each_made_once(out, 2)
+    assert {path.parent.name for path in out.glob("*/report.json")} == {"one", "a-blue-car"}
     assert Store(out).workers() == []

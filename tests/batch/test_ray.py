@@ -18,8 +18,8 @@ from tests.batch.tiny import tiny_options
 def test_an_actor_killed_half_way(tmp_path: Path, tiny_prior: Path) -> None:
     pytest.importorskip("ray")
     file, out = tmp_path / "cars.txt", tmp_path / "cars"
-    file.write_text("a {red|blue|green|white} car\n")
-    options = ["--engine", "ray", "--workers", "2", "--attempts", "1", *tiny_options(tiny_prior, steps=40)]
+    file.write_text("a {red|blue|green} car\n")
+    options = ["--engine", "ray", "--workers", "2", "--attempts", "1", *tiny_options(tiny_prior, steps=16)]
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(
         command(file, out, *options), env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -30,9 +30,9 @@ def test_an_actor_killed_half_way(tmp_path: Path, tiny_prior: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 0, said.decode()
-    assert_each_made_once(out, 4)
+    assert_each_made_once(out, 3)
     assert events(killed)["Started"] == 2, "it was resumed"
-    assert [job.attempts for job in Store(out).jobs()] == [0, 0, 0, 0], "a lost worker is nobody's failure"
+    assert [job.attempts for job in Store(out).jobs()] == [0, 0, 0], "a lost worker is nobody's failure"
 
 
 def kill_one(out: Path, process: subprocess.Popen[bytes]) -> Path:
