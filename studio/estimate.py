@@ -32,8 +32,8 @@ from studio.tuning import is_bundled
 NEWEST = 40
 """Runs of the folder that are looked at."""
 _MOST_ALIKE = 5
-_COUNTED_STEPS = 32
-"""Steps that stand for all of a stage."""
+_COUNTED_STEPS, _COUNTED_VIEWS = 32, 4
+"""Steps that stand for all of a stage, and views for all of a step."""
 LEARNERS = {"VSD": (3.0, 1.0), "DSD": (3.0, 1.0), "BSD": (2.72, 1.0), "FVSD": (5.0, 1.0)}
 """Pictures that methods ask for, and that they learn from, of each view: as counted over 200 steps. Counting them anew
 would take seconds, most of them for the optimiser's own imports."""
@@ -211,8 +211,10 @@ def _work(stage: Stage) -> Work:
     if (known := LEARNERS.get(type(stage.guidance).__name__)) is not None:
         asked, learnt = (round(each * steps * max(stage.cameras.views, 0)) for each in known)
         return Work(0, asked, learnt)
-    counted = dataclasses.replace(stage, representation=None, steps=max(1, min(steps, _COUNTED_STEPS)))
-    work, share = work_of(counted), steps / counted.steps
+    views = max(stage.cameras.views, 0)
+    cameras = dataclasses.replace(stage.cameras, views=max(1, min(views, _COUNTED_VIEWS)))
+    counted = dataclasses.replace(stage, representation=None, cameras=cameras, steps=max(1, min(steps, _COUNTED_STEPS)))
+    work, share = work_of(counted), steps * views / (counted.steps * cameras.views)
     return Work(0, round(work.pictures * share), round(work.learnt * share))
 
 

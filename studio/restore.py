@@ -68,7 +68,7 @@ def restore(file: Path, allowed: Collection[str] = ()) -> Restored:
     """
     try:
         settings = _settings(file)
-        _require_modest(settings)
+        require_modest(settings)
         return _usable(decode(Request, settings, "settings"), allowed)
     except (OSError, ValueError, RecursionError) as problem:
         raise ValueError(f"{file.name} restores nothing: {_in_short(problem)}") from problem
@@ -162,8 +162,12 @@ def _refuse_constant(name: str) -> None:
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
-def _require_modest(settings: Any) -> None:
-    """Refuse settings that are no settings by their sheer size, before anything reads them."""
+def require_modest(settings: Any) -> None:
+    """Refuse settings that are no settings by their sheer size, before anything reads them.
+
+    Raises:
+        ValueError: in words.
+    """
     if not isinstance(settings, dict):
         raise ValueError("there are no settings in it")
     for count, (value, depth) in enumerate(_values(settings)):
@@ -204,6 +208,15 @@ def _usable(request: Request, allowed: Collection[str]) -> Restored:
     Raises:
         ValueError: it cannot.
     """
+    found = without_paths(request, allowed)
+    errors = [problem.text for problem in check(found.request) if problem.severity == "error"]
+    if errors:
+        raise ValueError(" ".join(errors))
+    return found
+
+
+def without_paths(request: Request, allowed: Collection[str]) -> Restored:
+    """The request without whatever names a place on this machine, save for priors that are allowed."""
     remarks = []
     if request.prior not in BUNDLED_NAMES and request.prior not in allowed:
         remarks.append(
@@ -211,22 +224,19 @@ def _usable(request: Request, allowed: Collection[str]) -> Restored:
             "set instead, for which its knobs may not be right."
         )
         request = dataclasses.replace(request, prior=BUNDLED_PRIOR)
+    if request.prior_options != PriorOptions():
+        remarks.append("Files on top of its prior and settings of the machine it ran on are left out.")
+        request = dataclasses.replace(request, prior_options=PriorOptions())
     if request.task is not None:
         remarks.append("It is an edit of another object, which is not in the file; the settings begin anew.")
         stages = tuple(_from_nothing(stage, request.prior) for stage in request.stages)
         request = dataclasses.replace(request, task=None, stages=stages)
-    errors = [problem.text for problem in check(request) if problem.severity == "error"]
-    if errors:
-        raise ValueError(" ".join(errors))
     return Restored(request, tuple(remarks))
 
 
 def _from_nothing(stage: Stage, prior: str) -> Stage:
     """A stage of an edit without what it compares with: by SDS, if its method cannot do without."""
     needs = "source" in stage.guidance.requires
-    if request.prior_options != PriorOptions():
-        remarks.append("Files on top of its prior and settings of the machine it ran on are left out.")
-        request = dataclasses.replace(request, prior_options=PriorOptions())
     return dataclasses.replace(stage, guidance=suited(SDS, prior)) if needs else stage
 
 

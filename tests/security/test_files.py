@@ -52,7 +52,7 @@ TRAVERSALS: dict[str, Callable[[Site], str]] = {
     "up, backslashes": lambda s: FILE + up(s, "..\\"),
     "up, encoded backslashes": lambda s: FILE + up(s, "..%5c"),
     "up, dots and slashes doubled": lambda s: FILE + up(s, "....//"),
-    "up, full-width dots": lambda s: FILE + up(s, quote("．．/")),
+    "up, full-width dots": lambda s: FILE + up(s, quote("\uff0e\uff0e/")),
     "up, with parameters": lambda s: FILE + up(s, "..;/"),
     "a null byte": lambda s: f"{FILE}{s.home.parent}/outside.txt%00.png",
     "a null byte after what is served": lambda s: f"{FILE}{s.published}%00/../../../../outside.txt",

@@ -260,7 +260,7 @@ def raw(site: Site, text: bytes) -> bytes:
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\n\r\n",
         b"POST /gradio_api/call/say HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
-        b"POST /gradio_api/call/say HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        b"POST /gradio_api/call/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
         b"POST /gradio_api/call/say HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
         b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
         b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\n\r\n",

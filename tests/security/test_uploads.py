@@ -97,7 +97,7 @@ def test_a_name_leads_nowhere_else(name: str, site: Site) -> None:
         assert Path(stored).resolve().is_relative_to(site.uploads)
         assert Path(stored).parent.parent == site.uploads
     else:
-        assert answer.status in (400, 403, 415, 500)
+        assert answer.status in (400, 403, 415)
     assert {path for path in above.rglob("*") if site.uploads not in path.parents and path.is_file()} == before
 
 
@@ -118,7 +118,7 @@ def test_too_large_a_file_is_refused_before_it_is_sent(site: Site) -> None:
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "multipart/form-data", ""])
 def test_only_forms_are_uploads(kind: str, site: Site) -> None:
-    assert site.ask("/gradio_api/upload", "POST", b"words", {"Content-Type": kind}).status in (400, 500)
+    assert site.ask("/gradio_api/upload", "POST", b"words", {"Content-Type": kind}).status == 400
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from guidance.schedules import Schedule, Shape
 from guidance.sds import SDS
 from guidance.vsd import VSD
+from representations.box import Box
 from representations.hash_field import HashField
 from representations.splats import Splats
 from studio.app.advanced import LEFT_OUT, Knob, as_arguments, field_help, knobs, with_knobs
@@ -52,26 +53,21 @@ def reachable(kind: Any, seen: set[type]) -> set[type]:
 CLASSES = sorted(reachable(Request, set()) - {Schedule}, key=lambda kind: kind.__name__)
 
 
-def shown(request: Request, depth: int = 3) -> set[str]:
-    """Fields, as Class.name, that are knobs of a request, or would be after a choice of another class."""
+def shown(request: Request) -> set[str]:
+    """Fields, as Class.name, that are knobs of a request."""
     known = {knob.path for knob in knobs(request)}
-    found = {f"{p.owner.__name__}.{p.name}" for p in places(request) if p.path in known}
-    for place in places(request) if depth else ():
-        if place.is_union and place.path in known:
-            for name in at(request, place.path).choices:
-                other = with_knobs(request, {place.path: name})
-                if other != request:
-                    found |= shown(other, depth - 1 if place.path.endswith("kind") else 0)
-    return found
+    return {f"{place.owner.__name__}.{place.name}" for place in places(request) if place.path in known}
 
 
 @pytest.fixture(scope="module")
 def all_shown() -> set[str]:
     """Every field that is a knob of some request."""
-    base = dataclasses.replace(DRAFT, task=Edit(Path("runs/a-mug")))
-    switched = [with_knobs(base, {"stages.0.representation": name}) for name in ("HashField", "Particles")]
-    switched += [with_knobs(base, {"stages.0.guidance": name}) for name in at(base, "stages.0.guidance").choices]
-    return set.union(*(shown(request, 1) for request in (base, *switched)))
+    box = Box((-0.5, -0.5, -0.5), (0.5, 0.5, 0.5))
+    found = [DRAFT, dataclasses.replace(DRAFT, task=Edit(Path("runs/a-mug"), region=box))]
+    for union in ("representation", "guidance"):
+        path = f"stages.0.{union}"
+        found += [with_knobs(DRAFT, {path: name}) for name in at(DRAFT, path).choices]
+    return set().union(*map(shown, found))
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
@@ -205,6 +201,9 @@ WRONG = {
     "stages.0.guidance.scael": ("1", "did you mean 'stages.0.guidance.scale'?"),
     "stages.0.guidance.scale": ("much", "stages.0.guidance.scale: wanted float, got 'much'"),
     "stages.0.guidance.controls.clamp": (float("nan"), "nan is no number"),
+    "export.faces": (10**400, "export.faces: no knob is that large"),
+    "export.grid": ("9" * 30, "export.grid: no knob is that large"),
+    "stages.0.cameras.views": (1e300, "1e+300 is no number to set"),
     "stages.0.steps": (1.5, "stages.0.steps: wanted int, got 1.5"),
     "stages.0.guidance.form": ("noize", "'noize' is none of 'noise', 'clean'"),
     "stages.0.guidance": ("VDS", "did you mean 'VSD'?"),

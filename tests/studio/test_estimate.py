@@ -168,6 +168,7 @@ def test_twice_the_steps_take_twice_as_long_without_loading_and_export(runs: Pat
         with_stage(DRAFT, steps=0),
         with_stage(DRAFT, steps=-5),
         with_stage(DRAFT, cameras=Orbit(views=1, size=-1)),
+        with_stage(DRAFT, cameras=Orbit(views=10**9, size=10**6), steps=10**9),
         dataclasses.replace(DRAFT, export=dataclasses.replace(DRAFT.export, faces=-1, texture=-1)),
         dataclasses.replace(DRAFT, prior="/no/such/folder"),
         dataclasses.replace(DRAFT, prompt=""),

@@ -151,10 +151,10 @@ def test_hostile_files_are_refused_in_words(name: str, tmp_path: Path) -> None:
     content, words = HOSTILE[name]
     file = tmp_path / "dropped.glb"
     file.write_bytes(content)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError) as refused:
         restore(file)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert words in str(refused.value)
     assert str(refused.value).startswith("dropped.glb restores nothing: ")
     assert len(str(refused.value)) < 700
@@ -170,15 +170,15 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         ("", "a directory"),
         ("missing.glb", "No such file"),
     ):
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises(ValueError, match=words):
             restore(tmp_path / name)
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
 
 
 def refused_or_right(file: Path) -> None:
     """A file gives a request that passes, or words; quickly."""
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         request = restore(file).request
     except ValueError as problem:
@@ -186,7 +186,7 @@ def refused_or_right(file: Path) -> None:
     else:
         assert not [p for p in check(request) if p.severity == "error"]
         assert request.prior in BUNDLED_NAMES
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @settings(deadline=None, max_examples=300)
