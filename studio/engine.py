@@ -15,7 +15,17 @@ from studio.debug_pictures import debug_picture
 from studio.events import Checkpointed, DebugPictured, Event, Previewed, StageStarted, Started, Stepped, Stopped, Warned
 from studio.folder import RunError
 from studio.guard import NonFiniteError, unsound
-from studio.memory import Down, add_down, downs_of, give_back, is_out_of_memory, next_change, step_down, thrifty
+from studio.memory import (
+    Down,
+    OutOfMemory,
+    add_down,
+    downs_of,
+    give_back,
+    is_out_of_memory,
+    next_change,
+    step_down,
+    thrifty,
+)
 from studio.optimize import Run, Setting, Step, Stop, Timing, optimize
 from studio.request import Request
 from studio.stages import Stages
@@ -63,6 +73,7 @@ def optimised(engine: Engine, stop: Stop) -> Generator[Event, None, Representati
     Raises:
         NonFiniteError: numbers did not hold a second time in the same stage.
         RunError: memory does not suffice, whatever is saved on.
+        OutOfMemory: it does not suffice on one of several processes.
         OSError: the folder cannot be written.
     """
     request, engine.downs = engine.request, downs_of(engine.folder)
@@ -79,6 +90,8 @@ def optimised(engine: Engine, stop: Stop) -> Generator[Event, None, Representati
         except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem):
                 raise
+            if engine.stages.team.world > 1:  # the others wait for this step
+                raise OutOfMemory(engine.stage, _steps_done(engine)) from problem
             broken = None
         # Only here has the exception let go of what the step had in memory.
         text = _go_down(engine) if broken is None else _turn_back(engine, broken)
@@ -88,6 +101,7 @@ def optimised(engine: Engine, stop: Stop) -> Generator[Event, None, Representati
 
 def _look_for_checkpoint(engine: Engine) -> Iterator[Event]:
     """Find the newest checkpoint that is whole; says what is wrong with newer ones."""
+    engine.stages.team.meet()  # what one of several processes writes is there before another reads
     engine.saved, damaged = engine.checkpoints.newest(engine.device)
     yield from (Warned(f"A checkpoint is damaged, so the one before it is used: {text}") for text in damaged)
 
@@ -105,8 +119,7 @@ def _go_down(engine: Engine) -> str:
     Raises:
         RunError: there is no further rung.
     """
-    run, index = engine.run, engine.stage
-    step = run.step if run is not None and run.stage == index else 0
+    run, index, step = engine.run, engine.stage, _steps_done(engine)
     if run is not None and run.whole and step:
         with contextlib.suppress(NonFiniteError):
             _checkpoint(engine, run)
@@ -152,13 +165,13 @@ def _stages(engine: Engine, stop: Stop) -> Generator[Event, None, Representation
 
 def _steps(engine: Engine, setting: Setting, run: Run, stop: Stop) -> Iterator[Event]:
     """Steps with checkpoints and previews, as far as they go in this setting."""
-    request = engine.request
+    request, leads = engine.request, engine.stages.team.leads
     end = next_change(engine.downs, run.stage, run.step, setting.stage.steps)
     for step in optimize(run, setting, engine.timing, stop):
         yield _counted(step.event, request)
-        if request.debug_every and run.step % request.debug_every == 0:
+        if leads and request.debug_every and run.step % request.debug_every == 0:
             yield from _if_memory_allows(lambda step=step: _debug_picture(engine, run, step))
-        if request.preview_every and run.step % request.preview_every == 0:
+        if leads and request.preview_every and run.step % request.preview_every == 0:
             yield from _if_memory_allows(lambda: _preview(engine, run))
         if run.step % request.checkpoint_every == 0 or run.step == setting.stage.steps:
             yield _checkpoint(engine, run)
@@ -178,6 +191,11 @@ def _if_memory_allows(picture: Callable[[], Event | None]) -> Iterator[Event]:
         yield said
 
 
+def _steps_done(engine: Engine) -> int:
+    """Steps of the stage at work."""
+    return engine.run.step if engine.run is not None and engine.run.stage == engine.stage else 0
+
+
 def _done(request: Request, run: Run) -> int:
     return sum(stage.steps for stage in request.stages[: run.stage]) + run.step
 
@@ -192,6 +210,8 @@ def _checkpoint(engine: Engine, run: Run) -> Checkpointed:
     done = _done(engine.request, run)
     if wrong := unsound(run.representation, run.optimiser, run.guidance_state, gradients=False):
         raise NonFiniteError(f"step {run.step}: there are numbers that are not finite in {', '.join(wrong)}")
+    if not engine.stages.team.leads:
+        return Checkpointed(done, engine.folder)
     return Checkpointed(done, engine.checkpoints.save(done, run.state()))
 
 

@@ -95,6 +95,11 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
 
+    @property
+    def handles(self) -> tuple[int, ...]:
+        """The open file whose lock holds the folder, if it is held: a process that inherits it holds the folder too."""
+        return () if self._lock is None else (self._lock,)
+
     def record(self, event: Event) -> None:
         """Append an event to ``events.jsonl``; of steps, one a second. The record must never stop the work."""
         now = time.time()

@@ -153,6 +153,14 @@ def next_change(downs: tuple[Down, ...], stage: int, step: int, end: int) -> int
     return min([down.step for down in downs if down.stage == stage and down.step > step], default=end)
 
 
+class OutOfMemory(MemoryError):
+    """Memory did not suffice for the step after ``step`` steps of a stage, on one of several processes."""
+
+    def __init__(self, stage: int, step: int):
+        super().__init__(f"out of memory in step {step + 1} of stage {stage + 1}")
+        self.stage, self.step = stage, step
+
+
 # The device -----------------------------------------------------------------------------------------------------------
 
 

@@ -165,8 +165,9 @@ def optimize(run: Run, setting: Setting, timing: Timing, stop: Stop) -> Iterator
 
         guard.note_critics(learnt)
         run.step, run.skipped, run.whole = run.step + 1, guard.skipped, True
-        measured = {**loss.diagnostics, **learnt, "opacity": out.alpha.detach().mean(), "skipped": guard.skipped}
+        measured = {**loss.diagnostics, **learnt, "opacity": out.alpha.detach().mean()}
         share.average(list(measured.values()))
+        measured["skipped"] = guard.skipped
         event = Stepped(run.stage, run.step, run.step, stage.steps, value, measured)
         yield Step(event, views, condition, loss, progress)
         if guard.is_stuck():

@@ -10,7 +10,7 @@ import errno
 import functools
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,11 +25,13 @@ from studio.folder import DiskFull, RunError, RunFolder, read_request
 from studio.guard import NonFiniteError
 from studio.memory import is_out_of_memory
 from studio.optimize import Stop, Timing
+from studio.parallel import together
 from studio.paths import resolve_prior
 from studio.prior_options import PriorOptions
 from studio.prior_stamp import stamp
 from studio.request import Request, check
 from studio.stages import Stages
+from studio.team import ALONE, Team
 
 
 def never() -> bool:
@@ -75,9 +77,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def run_request(
-    request: Request, folder: Path, device: str = "auto", stop: Stop = never
+    request: Request, folder: Path, device: str = "auto", stop: Stop = never, devices: Sequence[str] = ()
 ) -> Generator[Event, None, None]:
     """Make what ``request`` asks for in a new ``folder``, saying what happens.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1, ...
+        stop: asked at every step.
+        devices: several that share the views of every step; ``device`` alone without them.
 
     Raises:
         RunError: the request or the device is refused, or the run failed; ``Failed`` was said before.
@@ -86,13 +93,15 @@ def run_request(
     """
     refuse_wrong(request)
     check_source(request)
-    chosen = choose_device(device)
+    chosen = _choose(device, devices)
     with RunFolder.create(folder, request) as home:
-        yield from work_in(home, request, chosen, stop)
+        yield from _follow(home, request, chosen, stop)
 
 
-def resume_run(folder: Path, device: str = "auto", stop: Stop = never) -> Generator[Event, None, None]:
-    """Go on with the run in ``folder`` from its newest whole checkpoint.
+def resume_run(
+    folder: Path, device: str = "auto", stop: Stop = never, devices: Sequence[str] = ()
+) -> Generator[Event, None, None]:
+    """Go on with the run in ``folder`` from its newest whole checkpoint; arguments as for ``run_request``.
 
     Raises:
         RunError: the folder holds no run, or the run failed again.
@@ -100,9 +109,23 @@ def resume_run(folder: Path, device: str = "auto", stop: Stop = never) -> Genera
     """
     request = read_request(folder)
     refuse_wrong(request)
-    chosen = choose_device(device)
+    chosen = _choose(device, devices)
     with RunFolder.open(folder) as home:
-        yield from work_in(home, request, chosen, stop)
+        yield from _follow(home, request, chosen, stop)
+
+
+def _choose(device: str, devices: Sequence[str]) -> list[torch.device]:
+    chosen = [choose_device(name) for name in devices or (device,)]
+    cards = [device for device in chosen if device.type != "cpu"]
+    if len(set(cards)) < len(cards):
+        raise RunError(f"A device can be named once only, not as in {' '.join(devices)}.")
+    return chosen
+
+
+def _follow(home: RunFolder, request: Request, devices: list[torch.device], stop: Stop) -> Iterator[Event]:
+    if len(devices) == 1:
+        return work_in(home, request, devices[0], stop)
+    return _recorded(together(home, request, [str(device) for device in devices], stop), home)
 
 
 def refuse_wrong(request: Request) -> None:
@@ -122,7 +145,7 @@ def work_in(home: RunFolder, request: Request, device: torch.device, stop: Stop)
     Raises:
         RunError: the run failed; ``Failed`` was said before.
     """
-    yield from _recorded(_work(request, home, device, stop), home)
+    yield from _recorded(carry_out(request, home, device, stop), home)
 
 
 def _recorded(events: Iterator[Event], home: RunFolder) -> Iterator[Event]:
@@ -160,7 +183,15 @@ def _in_words(problem: Exception, folder: Path) -> RunError | None:
     return RunError(str(problem)) if isinstance(problem, NonFiniteError | OSError | ValueError) else None
 
 
-def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -> Iterator[Event]:
+def carry_out(
+    request: Request, home: RunFolder, device: torch.device, stop: Stop, team: Team = ALONE
+) -> Iterator[Event]:
+    """The run itself, without its record; all processes of a ``team`` do this, and the one that leads makes the files.
+
+    Raises:
+        RunError, NonFiniteError, OSError, ValueError: it failed.
+        OutOfMemory: on one of several processes, which all have to go on otherwise.
+    """
     began = time.perf_counter()
     yield from (Warned(p.text) for p in check(request) if p.severity == "warning")
     yield Working("loading the prior")
@@ -168,10 +199,10 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
     write_atomically(home.path / "prior.json", _stamp(request))
     refuse_cut_prompt(prior, request.prompt)
     source = None if request.task is None else own_source(home.path, request.task, device)
-    stages = Stages.of(request, prior, source)
+    stages = Stages.of(request, prior, source, team)
     timing = Timing()
-    made = yield from optimised(Engine(request, home.path, stages, timing), stop)
-    if made is None:
+    made = yield from optimised(Engine(request, home.path, stages, timing), team.agreed(stop))
+    if made is None or not team.leads:
         return
     seconds = {"optimise": round(time.perf_counter() - began, 2)}
     for event in deliver(request, home.path, prior, stages.prompts, made, stages.before, timing, seconds):
@@ -180,6 +211,12 @@ def _work(request: Request, home: RunFolder, device: torch.device, stop: Stop) -
             yield Stopped(request.steps, home.path)
             return
     yield Finished(home.path, round(time.perf_counter() - began, 2))
+
+
+def _stamp(request: Request) -> bytes:
+    """Which weights the run is made with."""
+    found = stamp(request.prior, resolve_prior(request.prior), request.prior_options)
+    return (json.dumps(found, indent=2) + "\n").encode()
 
 
 def refuse_cut_prompt(prior: DiffusersPrior, prompt: str) -> None:
@@ -191,9 +228,3 @@ def refuse_cut_prompt(prior: DiffusersPrior, prompt: str) -> None:
     tokens, most = prior.count_tokens(prompt), prior.most_tokens
     if tokens > most:
         raise RunError(f"The prompt has {tokens} tokens and this prior reads {most}; shorten it.")
-def _stamp(request: Request) -> bytes:
-    """Which weights the run is made with."""
-    found = stamp(request.prior, resolve_prior(request.prior), request.prior_options)
-    return (json.dumps(found, indent=2) + "\n").encode()
-
-

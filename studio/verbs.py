@@ -33,6 +33,8 @@ class Resume:
     """The run's folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    devices: tuple[str, ...] = ()
+    """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
     json: bool = False
     """Print events as JSON, one a line, instead of a progress bar."""
 
@@ -116,7 +118,7 @@ def _start(request: Request, options: Generate | Edit) -> int:
     folder = options.out or free_name(Path("runs"), request.prompt)
     from studio.run import run_request
 
-    return _follow(lambda stop: run_request(request, folder, options.device, stop), options.json)
+    return _follow(lambda stop: run_request(request, folder, options.device, stop, options.devices), options.json)
 
 
 def cite(arguments: list[str]) -> int:
@@ -136,7 +138,7 @@ def resume(arguments: list[str]) -> int:
     options = tyro.cli(Resume, args=arguments, prog="studio resume")
     from studio.run import resume_run
 
-    return _follow(lambda stop: resume_run(options.run, options.device, stop), options.json)
+    return _follow(lambda stop: resume_run(options.run, options.device, stop, options.devices), options.json)
 
 
 def bench(arguments: list[str]) -> int:
