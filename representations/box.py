@@ -23,7 +23,7 @@ class Box:
     @property
     def corners(self) -> Float[Tensor, "2 3"]:
         """``low`` and ``high``."""
-        return torch.tensor([self.low, self.high])
+        return torch.tensor([self.low, self.high], dtype=torch.float32)
 
     def problems(self, bound: float) -> list[str]:
         """What is wrong with it for an object in the cube [-bound, bound]^3, in words without a full stop."""
