@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from guidance.contract import Condition, Draw, Guidance
+from guidance.contract import Condition, Draw, Guidance, Prior
 from guidance.noising import levels, stable_diffusion_alphas
+from guidance.priors.process import Prediction, noise_of
 from guidance.schedules import Schedule
 
 Gaussian = tuple[float | int, float | int]
@@ -23,8 +24,18 @@ class GaussianPrior:
     embedding [t, d] = [1, 2] holds mean and variance, so prompts, null and negative differ as a test wishes.
     """
 
-    def __init__(self, prompts: Mapping[str, Gaussian] | None = None, channels: int = 3, resolution: int = 8) -> None:
-        """Prior of pictures ``resolution`` a side; ``prompts`` not named there are N(2, .25), null is N(0, 1)."""
+    def __init__(
+        self,
+        prompts: Mapping[str, Gaussian] | None = None,
+        channels: int = 3,
+        resolution: int = 8,
+        prediction: Prediction = "epsilon",
+    ) -> None:
+        """Prior of pictures ``resolution`` a side; ``prompts`` not named there are N(2, .25), null is N(0, 1).
+
+        ``prediction`` is what it answers inside, before that is converted as every prior's answer is.
+        """
+        self.prediction: Prediction = prediction
         self.alphas_cumprod = stable_diffusion_alphas()
         self.channels, self.resolution = channels, resolution
         self.takes: frozenset[str] = frozenset()
@@ -58,7 +69,10 @@ class GaussianPrior:
         with torch.set_grad_enabled(adapter is not None and torch.is_grad_enabled()):
             if adapter is not None:
                 mean, variance = mean + adapter.shift, variance * adapter.log_spread.exp()
-            return s * (noisy - a * mean) / (a**2 * variance + s**2)
+            if self.prediction == "epsilon":
+                return s * (noisy - a * mean) / (a**2 * variance + s**2)
+            exact = _EXACT[self.prediction]
+            return noise_of(self, self.prediction, noisy, t, lambda z, time: exact(self, z, time, mean, variance))
 
     def adapter(self, rank: int, seed: int) -> "GaussianAdapter":
         """Another mean and variance, which at first are the prior's."""
@@ -72,6 +86,27 @@ class GaussianAdapter(nn.Module):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.log_spread = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+
+def _exact_v(prior: Prior, z: Tensor, t: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """E[a n - s z0 | z_t]: noise and picture each have mean and covariance with z_t of their own."""
+    a, s = levels(prior, t, z)
+    return -s * mean + a * s * (1 - variance) * (z - a * mean) / (a**2 * variance + s**2)
+
+
+def _exact_clean(prior: Prior, z: Tensor, t: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """E[z0 | z_t]."""
+    a, s = levels(prior, t, z)
+    return mean + a * variance * (z - a * mean) / (a**2 * variance + s**2)
+
+
+def _exact_velocity(prior: Prior, z: Tensor, sigma: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """E[n - z0 | z_sigma], of ``z_sigma = sigma n + (1 - sigma) z0``."""
+    n, c = sigma.view(-1, 1, 1, 1), 1 - sigma.view(-1, 1, 1, 1)
+    return -mean + (n - c * variance) * (z - c * mean) / (c**2 * variance + n**2)
+
+
+_EXACT = {"v_prediction": _exact_v, "sample": _exact_clean, "flow": _exact_velocity}
 
 
 def embedding(gaussian: Gaussian) -> Float[Tensor, "1 1 2"]:

@@ -58,7 +58,7 @@ def pipeline_of(folder: Path) -> str | None:
     named = _index(folder).get("_class_name", "DiffusionPipeline")
     if named == "DiffusionPipeline":
         return None
-    if named not in PIPELINES:
+    if not isinstance(named, str) or named not in PIPELINES:
         raise ValueError(f"{folder} is for {named}, which is not supported; supported are {', '.join(PIPELINES)}")
     pipeline = PIPELINES[named]
     # A ControlNet that lies beside the other parts is used, whatever the index says.
@@ -153,10 +153,10 @@ def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype) ->
         from guidance.priors.assembly import read_projection
 
         return read_projection(require(folder, name), dtype)
-    library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
-    kind = getattr(library, entry[1], None)
-    if not isinstance(kind, type):
-        raise ValueError(f"{folder}: {name} is a {entry[1]} of {entry[0]}; only diffusers' and transformers' are read")
+    library = {"diffusers": diffusers, "transformers": transformers}.get(str(entry[0]))
+    kind = getattr(library, str(entry[-1]), None)
+    if not isinstance(kind, type) or kind.__name__.startswith("Auto"):  # those look for code
+        raise ValueError(f"{folder}: {name} is a {entry[-1]} of {entry[0]}; only diffusers' and transformers' are read")
     require(folder, name)
     if issubclass(kind, diffusers.SchedulerMixin):
         flow = "FlowMatch" in kind.__name__
