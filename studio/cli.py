@@ -38,7 +38,8 @@ EXAMPLES = """\
   7. Whom to cite for it:                            studio cite runs/a-green-table
   8. Which method is best, and at what cost:         studio evaluate --methods SDS VSD ISM
   9. All of it in a browser, with a queue:           studio ui
- 10. Many prompts from a file, overnight:            studio batch prompts.txt --seeds 0 1 2"""
+ 10. Many prompts from a file, overnight:            studio batch prompts.txt --seeds 0 1 2
+ 11. For a printer, or lighter for a game:           studio export runs/a-green-table --format stl --faces 3000"""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
