@@ -49,7 +49,9 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
         for panel in (editing, exporting):
             showing.result.change(panel.load, showing.result, panel.outputs, **QUIET)
         editing.submitted(showing)
-        page.load(showing.attach, showing.asked, [showing.ref, *showing.outputs], js=_ATTACH, **QUIET)
+        page.load(showing.attach, showing.asked, [showing.ref, *showing.outputs], js=_ATTACH, **QUIET).success(
+            None, js="() => { if (dreamkiln.job()) dreamkiln.reveal(); }", **PRIVATE
+        )
         page.load(*making.refresh_all, **QUIET)
         gr.Timer(TICK).tick(showing.tick, showing.asked, showing.outputs, **QUIET)
         build_api(service, shelf)

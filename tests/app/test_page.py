@@ -228,7 +228,7 @@ def test_a_result_is_compared_edited_searched_and_made_again(clean: tuple[str, S
     page.get_by_role("tab", name="History").click()
     page.locator(".dk-card").hover()
     page.locator(".dk-card [data-act=clone]").click()
-    page.locator(".dk-told", has_text="Settings of").wait_for()
+    page.locator(".dk-told p", has_text="Settings of").wait_for()
     assert page.locator("#dk-prompt textarea").input_value() == "a red cube"
     assert page.get_by_label("Seed").input_value() == "7"
     page.locator(".dk-shell-box pre", has_text="--seed 7").first.wait_for(state="attached")

@@ -1,0 +1,37 @@
+"""``studio ui`` refuses in words what it must not or cannot do, before it starts anything."""
+
+from pathlib import Path
+
+import pytest
+
+from studio.cli import BAD_USAGE, run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "a password is needed"),
+        (["--host", "0.0.0.0", "--auth", "me:short"], "8 characters"),
+        (["--auth", "nobody"], "NAME:PASSWORD"),
+        (["--quota", "plenty"], "no amount of disk"),
+        (["--device", "gpu7"], "no device 'gpu7'"),
+    ],
+)
+def test_refusals(
+    arguments: list[str],
+    words: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("DREAMKILN_AUTH", raising=False)
+    assert run(["ui", "--runs", str(runs), *arguments]) == BAD_USAGE
+    assert words in capsys.readouterr().err
+    assert not list(runs.glob("worker*"))
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ui", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for option in ("--host", "--port", "--runs", "--device", "--priors", "--quota", "--auth"):
+        assert option in shown
