@@ -81,8 +81,9 @@ class Edit:
     keep: tuple[str, ...] = ()
     """Groups of parameters that may not move, e.g. means (the positions of gaussians)."""
     box: tuple[float, float, float, float, float, float] | None = None
-    """Corners x0 y0 z0 x1 y1 z1 of a box, the lowest values first: nothing outside it changes. Objects lie within 1 of
-    the origin; +x is right as seen from the front, +y up, +z towards the front."""
+    """Corners x0 y0 z0 x1 y1 z1 of a box, the lowest values first: nothing outside it changes, nor what reaches across
+    its sides, so leave a tenth around what is to change. Objects lie within 1 of the origin; +x is right as seen from
+    the front, +y up, +z towards the front."""
     prior: str | None = None
     """Another prior than the run's."""
     negative: str | None = None

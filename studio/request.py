@@ -68,7 +68,7 @@ class Edit:
     begin: float = 0.5
     """Where in a run the learning rates enter: 0 as at its start, 1 as at its end. The object is there already."""
     region: Box | None = None
-    """The box outside of which nothing may change; none: all may."""
+    """The box outside of which nothing may change, nor what reaches across its sides; none: all may."""
 
 
 @dataclass(frozen=True)
