@@ -15,6 +15,7 @@ from studio.codec import decode, encode
 from studio.folder import slug
 from studio.jobs.folders import names_like
 from studio.jobs.job import Item, Job, State, UnknownJob
+from studio.paths import holds_prior
 from studio.request import Request
 
 _LONGEST_SEARCH = 200
@@ -77,8 +78,20 @@ def _anchored(template: Request) -> Request:
     """The same with whole paths: workers may be started in another folder than this one."""
     if template.task is not None:
         template = replace(template, task=replace(template.task, source=template.task.source.absolute()))
-    folder = Path(template.prior)
-    return replace(template, prior=str(folder.absolute())) if folder.is_dir() else template
+    options = template.prior_options
+    options = replace(
+        options,
+        lora=tuple(map(_whole_path, options.lora)),
+        textual_inversion=tuple(map(_whole_path, options.textual_inversion)),
+        image=_whole_path(options.image),
+    )
+    prior = Path(template.prior)
+    is_path = (prior.is_dir() and holds_prior(prior)) or (prior.is_file() and prior.suffix == ".safetensors")
+    return replace(template, prior_options=options, prior=str(prior.absolute()) if is_path else template.prior)
+
+
+def _whole_path(text: str) -> str:
+    return str(Path(text).absolute()) if text and not text.startswith("~") else text
 
 
 def request_of(db: sqlite3.Connection, job: Job) -> Request:

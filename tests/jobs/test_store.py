@@ -13,6 +13,7 @@ from studio.folder import read_request
 from studio.jobs.database import NAME
 from studio.jobs.folders import read_card
 from studio.jobs.store import STATES, Item, Store, StoreError, UnknownJob, WrongState
+from studio.prior_options import PriorOptions
 from studio.request import Request
 
 HOSTILE = (
@@ -110,10 +111,18 @@ def test_a_folder_made_on_submission_says_all(store: Store, template: Request) -
 def test_paths_are_whole_so_that_workers_may_start_anywhere(
     store: Store, template: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my-prior").mkdir()
+    (tmp_path / "my-prior" / "unet").mkdir(parents=True)
+    (tmp_path / "my-prior" / "unet" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    (id,) = submitted(store, dataclasses.replace(template, prior="my-prior"), "a mug")
-    assert store.request(store.job(id)).prior == str(tmp_path / "my-prior")
+    options = PriorOptions(lora=("style.safetensors:0.5", "~/other.safetensors"), image="/pictures/cat.png")
+    (id,) = submitted(store, dataclasses.replace(template, prior="my-prior", prior_options=options), "a mug")
+    request = store.request(store.job(id))
+    assert request.prior == str(tmp_path / "my-prior")
+    assert request.prior_options.lora == (f"{tmp_path}/style.safetensors:0.5", "~/other.safetensors")
+    assert request.prior_options.image == "/pictures/cat.png"
+    (tmp_path / "toybox-64").mkdir()  # no prior
+    (id,) = submitted(store, template, "a mug")
+    assert store.request(store.job(id)).prior == "toybox-64"
 
 
 def test_many_threads_submit_at_once(store: Store, template: Request) -> None:
