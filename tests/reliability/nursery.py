@@ -48,7 +48,11 @@ class Nursery:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
         )
         self._living: set[int] = set()
-        assert self._answer() == "ready"
+        try:
+            assert self._answer() == "ready"
+        except AssertionError:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
