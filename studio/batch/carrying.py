@@ -121,6 +121,7 @@ def _asked_to_stop() -> Iterator[Stop]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(True)
+        sys.stderr.write("Stopping at the next checkpoint; Ctrl-C again ends at once.\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

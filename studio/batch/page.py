@@ -73,7 +73,7 @@ def _card(home: Path, row: Result) -> str:
     links = "".join(f'<a href="{_link(row.folder, file)}">{name}</a>' for name, file in _files(home, row))
     return (
         f"<article>\n{_picture(home, row)}\n"
-        f'<div class="words">\n<p class="prompt" dir="auto">{escape(row.prompt)}</p>\n'
+        f'<div class="words">\n<p class="prompt" dir="auto" title="{escape(row.prompt)}">{escape(row.prompt)}</p>\n'
         f'<p class="facts">{escape(", ".join(_facts(row)))}</p>\n{error}'
         f'<div class="links"><span class="state {row.state}">{row.state}</span>{links}</div>\n</div>\n</article>'
     )

@@ -214,6 +214,9 @@ def test_a_full_disk_holds_the_queue_and_the_next_start_goes_on(here: Path, caps
     assert batch("disk full\na mug") == 1
     assert "The queue is held. The disk is full." in capsys.readouterr().err
     assert states() == {"disk-full": "paused", "a-mug": "queued"}
+    assert batch("a mug") == 0
+    assert "The queue was held; it goes on. The disk is full." in capsys.readouterr().err
+    assert states() == {"disk-full": "cancelled", "a-mug": "done"}
 
 
 def test_json_lines_hold_every_event(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
