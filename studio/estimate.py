@@ -51,9 +51,9 @@ _WRITING = 4.0
 """Seconds of what follows, without the unwrapping."""
 _UNWRAP, _UNWRAP_POWER = 1.0, 1.7
 """Seconds for 12,000 faces, and how they grow with faces."""
-_OWN_MEMORY, _FIELD_MEMORY, _TEXTURE_MEMORY = 860.0, 150.0, 50.0
-"""MiB of a process with the bundled prior and a texture of 1024, for 16,384 pixels of a field of 64 cells, and for a
-million texels more."""
+_OWN_MEMORY, _FIELD_MEMORY, _TEXTURE_MEMORY = 860.0, 100.0, 190.0
+"""MiB of a process with the bundled prior and a texture of 1024, and further ones: for 16,384 pixels of a field of 64
+cells, and for a million texels more. Of runs of draft with a field, standard and fine: 960, 1520 and 1490 in all."""
 
 # Counted on Stable Diffusion 1.5, of whose networks every other is taken to be a larger or smaller one.
 _FLOP_PER_WEIGHT = 935.0
@@ -188,13 +188,13 @@ def _from_figures(request: Request) -> Estimate:
     """The counted steps at the measured prices."""
     seconds = _LOADING + _delivery(request)
     texels = max(0.0, request.export.texture**2 / 1e6 - 1)
-    memory = own = _OWN_MEMORY + _TEXTURE_MEMORY * texels
+    further = _TEXTURE_MEMORY * texels
     for spec, stage in _stages(request):
         work = _work(stage)
         asked = work.pictures * _PICTURE + work.learnt * _LEARNT_PICTURE
         seconds += asked + max(stage.steps, 0) * _rendering(spec, stage)
-        memory = max(memory, own + _field_memory(spec, stage))
-    return Estimate(seconds, memory, "from figures measured on two cores; your machine may differ")
+        further = max(further, _field_memory(spec, stage))
+    return Estimate(seconds, _OWN_MEMORY + further, "from figures measured on two cores; your machine may differ")
 
 
 def _stages(request: Request) -> Iterator[tuple[AnyRepresentation | None, Stage]]:

@@ -106,13 +106,13 @@ def test_a_report_that_says_nothing_is_passed_over(report: str, runs: Path) -> N
 
 
 def test_a_real_run_can_be_learnt_from(tiny: Request, runs: Path) -> None:
-    longer = dataclasses.replace(tiny, stages=tuple(dataclasses.replace(s, steps=24) for s in tiny.stages))
+    longer = dataclasses.replace(tiny, stages=(dataclasses.replace(tiny.stages[0], steps=12),))
     for _ in run_request(longer, runs / "a", "cpu"):
         pass
     report = json.loads((runs / "a" / "report.json").read_text())
     found = estimate(longer, runs)
     assert found.basis == "from an earlier run of this kind here"
-    assert found.seconds == pytest.approx(sum(report["seconds"].values()), abs=0.2)
+    assert found.seconds == pytest.approx(sum(report["seconds"].values()), rel=0.05, abs=0.2)
     assert found.memory_mb == report["peak_memory_mb"]["host"]
 
 
@@ -127,16 +127,16 @@ def test_the_draft_takes_what_it_took_when_it_was_measured(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("pixels", [True, False])
-def test_every_recipe_has_an_estimate_at_once(name: str, pixels: bool, runs: Path) -> None:
-    request = RECIPES[name]("a mug", pixels)
-    estimate(request, runs)
-    work_of.cache_clear()
+def test_every_recipe_has_an_estimate_at_once(name: str, runs: Path) -> None:
     began = time.process_time()
-    found = estimate(request, runs)
-    assert time.process_time() - began < 1.5  # 0.1 s or less on an idle machine without checked types
-    assert 10 < found.seconds < 100_000
-    assert 800 < found.memory_mb < 40_000
+    found = estimate(RECIPES[name]("a mug", True), runs)
+    assert time.process_time() - began < 2  # 0.1 to 0.2 s without checked types
+    assert 10 < found.seconds < 1000
+    assert 800 < found.memory_mb < 2000
+
+
+def test_a_papers_own_settings_take_hours_on_a_processor(runs: Path) -> None:
+    assert estimate(RECIPES["dreamfusion"]("a mug", False), runs).seconds > 5000
 
 
 def test_a_method_that_asks_more_takes_longer(runs: Path) -> None:
