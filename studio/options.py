@@ -57,6 +57,8 @@ class Generate:
     """auto, cpu, cuda, cuda:1, ..."""
     devices: tuple[str, ...] = ()
     """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run's folder."""
     out: Path | None = None
     """Folder of the run; a new one under runs/ without it."""
     json: bool = False
@@ -96,6 +98,8 @@ class Edit:
     """auto, cpu, cuda, cuda:1, ..."""
     devices: tuple[str, ...] = ()
     """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run's folder."""
     out: Path | None = None
     """Folder of the edit's own run; a new one under runs/ without it."""
     json: bool = False

@@ -1,8 +1,9 @@
 """A run: one folder, one request, from the prompt to the files; resumable at any moment.
 
 runs/<name>/  request.json  events.jsonl  checkpoints/  previews/  result.glb  report.json  turntable.webp
-              contact_sheet.png  citation.bib  splats.ply (of gaussians)  source/ (of edits)
-              debug/ (on request)  particles/1/ ... (of more than one particle)
+              contact_sheet.png  citation.bib  losses.png  splats.ply (of gaussians)  source/ (of edits)
+              memory.json (where memory was short)  debug/ and tensorboard/ (on request)
+              particles/1/ ... (of more than one particle)
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from studio.prior_stamp import stamp
 from studio.request import Request, check
 from studio.stages import Stages
 from studio.team import ALONE, Team
+from studio.tracking import refuse_missing_tensorboard, tracked, trackers_of
 
 
 def never() -> bool:
@@ -77,7 +79,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def run_request(
-    request: Request, folder: Path, device: str = "auto", stop: Stop = never, devices: Sequence[str] = ()
+    request: Request,
+    folder: Path,
+    device: str = "auto",
+    stop: Stop = never,
+    devices: Sequence[str] = (),
+    tensorboard: bool = False,
 ) -> Generator[Event, None, None]:
     """Make what ``request`` asks for in a new ``folder``, saying what happens.
 
@@ -85,6 +92,7 @@ def run_request(
         device: auto, cpu, cuda, cuda:1, ...
         stop: asked at every step.
         devices: several that share the views of every step; ``device`` alone without them.
+        tensorboard: write event files for TensorBoard too.
 
     Raises:
         RunError: the request or the device is refused, or the run failed; ``Failed`` was said before.
@@ -94,12 +102,18 @@ def run_request(
     refuse_wrong(request)
     check_source(request)
     chosen = _choose(device, devices)
+    if tensorboard:
+        refuse_missing_tensorboard()
     with RunFolder.create(folder, request) as home:
-        yield from _follow(home, request, chosen, stop)
+        yield from _follow(home, request, chosen, stop, tensorboard)
 
 
 def resume_run(
-    folder: Path, device: str = "auto", stop: Stop = never, devices: Sequence[str] = ()
+    folder: Path,
+    device: str = "auto",
+    stop: Stop = never,
+    devices: Sequence[str] = (),
+    tensorboard: bool = False,
 ) -> Generator[Event, None, None]:
     """Go on with the run in ``folder`` from its newest whole checkpoint; arguments as for ``run_request``.
 
@@ -110,8 +124,10 @@ def resume_run(
     request = read_request(folder)
     refuse_wrong(request)
     chosen = _choose(device, devices)
+    if tensorboard:
+        refuse_missing_tensorboard()
     with RunFolder.open(folder) as home:
-        yield from _follow(home, request, chosen, stop)
+        yield from _follow(home, request, chosen, stop, tensorboard)
 
 
 def _choose(device: str, devices: Sequence[str]) -> list[torch.device]:
@@ -122,10 +138,13 @@ def _choose(device: str, devices: Sequence[str]) -> list[torch.device]:
     return chosen
 
 
-def _follow(home: RunFolder, request: Request, devices: list[torch.device], stop: Stop) -> Iterator[Event]:
+def _follow(
+    home: RunFolder, request: Request, devices: list[torch.device], stop: Stop, tensorboard: bool
+) -> Iterator[Event]:
     if len(devices) == 1:
-        return work_in(home, request, devices[0], stop)
-    return _recorded(together(home, request, [str(device) for device in devices], stop), home)
+        return work_in(home, request, devices[0], stop, tensorboard)
+    events = together(home, request, [str(device) for device in devices], stop)
+    return _recorded(_tracked(events, home, request, tensorboard), home)
 
 
 def refuse_wrong(request: Request) -> None:
@@ -139,13 +158,19 @@ def refuse_wrong(request: Request) -> None:
         raise RunError("\n".join(errors))
 
 
-def work_in(home: RunFolder, request: Request, device: torch.device, stop: Stop) -> Iterator[Event]:
+def work_in(
+    home: RunFolder, request: Request, device: torch.device, stop: Stop, tensorboard: bool = False
+) -> Iterator[Event]:
     """Do, or go on with, the run in a folder that the caller holds, saying what happens.
 
     Raises:
         RunError: the run failed; ``Failed`` was said before.
     """
-    yield from _recorded(carry_out(request, home, device, stop), home)
+    yield from _recorded(_tracked(carry_out(request, home, device, stop), home, request, tensorboard), home)
+
+
+def _tracked(events: Iterator[Event], home: RunFolder, request: Request, tensorboard: bool) -> Iterator[Event]:
+    yield from tracked(events, trackers_of(request, home.path, tensorboard))
 
 
 def _recorded(events: Iterator[Event], home: RunFolder) -> Iterator[Event]:

@@ -35,6 +35,8 @@ class Resume:
     """auto, cpu, cuda, cuda:1, ..."""
     devices: tuple[str, ...] = ()
     """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run's folder."""
     json: bool = False
     """Print events as JSON, one a line, instead of a progress bar."""
 
@@ -118,7 +120,8 @@ def _start(request: Request, options: Generate | Edit) -> int:
     folder = options.out or free_name(Path("runs"), request.prompt)
     from studio.run import run_request
 
-    return _follow(lambda stop: run_request(request, folder, options.device, stop, options.devices), options.json)
+    o = options
+    return _follow(lambda stop: run_request(request, folder, o.device, stop, o.devices, o.tensorboard), o.json)
 
 
 def cite(arguments: list[str]) -> int:
@@ -138,7 +141,8 @@ def resume(arguments: list[str]) -> int:
     options = tyro.cli(Resume, args=arguments, prog="studio resume")
     from studio.run import resume_run
 
-    return _follow(lambda stop: resume_run(options.run, options.device, stop, options.devices), options.json)
+    o = options
+    return _follow(lambda stop: resume_run(o.run, o.device, stop, o.devices, o.tensorboard), o.json)
 
 
 def bench(arguments: list[str]) -> int:

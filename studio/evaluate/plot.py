@@ -11,12 +11,12 @@ from studio.evaluate.sheet import webp
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-_FINE = 2
+FINE = 2
 """Drawn at this many times the size and reduced, which makes smooth lines."""
 _WIDTH, _HEIGHT = 1120, 660
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 190, 84, 66
-_INK, _FAINT, _RULE, _PAPER = (35, 35, 40), (115, 115, 122), (228, 228, 232), (255, 255, 255)
-_HUES = (
+INK, FAINT, RULE, PAPER = (35, 35, 40), (115, 115, 122), (228, 228, 232), (255, 255, 255)
+HUES = (
     *((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (23, 170, 190)),
     *((140, 86, 75), (227, 89, 168), (110, 110, 110), (168, 160, 20)),
 )
@@ -43,15 +43,15 @@ def plot(title: str, subtitle: str, lines: Sequence[Line]) -> bytes:
 
     if not lines or not all(line.points for line in lines):
         raise ValueError("a plot needs lines, and every line points")
-    image = Image.new("RGB", (_WIDTH * _FINE, _HEIGHT * _FINE), _PAPER)
-    canvas = _Canvas(ImageDraw.Draw(image), _Axes.around(lines))
+    image = Image.new("RGB", (_WIDTH * FINE, _HEIGHT * FINE), PAPER)
+    canvas, axes = Canvas(ImageDraw.Draw(image)), _Axes.around(lines)
     canvas.text(_LEFT, 22, title, 22)
-    canvas.text(_LEFT, 52, subtitle, 13, _FAINT)
-    canvas.grid()
-    styles = [(_HUES[i % len(_HUES)], _DASHES[i // len(_HUES) % len(_DASHES)]) for i in range(len(lines))]
+    canvas.text(_LEFT, 52, subtitle, 13, FAINT)
+    _grid(canvas, axes)
+    styles = [(HUES[i % len(HUES)], _DASHES[i // len(HUES) % len(_DASHES)]) for i in range(len(lines))]
     for line, (hue, dash) in zip(lines, styles, strict=True):
-        canvas.line([canvas.axes.at(x, y) for x, y in line.points], hue, dash)
-    ends = [canvas.axes.at(*line.points[-1]) for line in lines]
+        canvas.line([axes.at(x, y) for x, y in line.points], hue, dash)
+    ends = [axes.at(*line.points[-1]) for line in lines]
     for line, (hue, _), (x, y), level in zip(lines, styles, ends, _apart([y for _, y in ends]), strict=True):
         name = _WIDTH - _RIGHT + 46
         canvas.line([(x, y), (_WIDTH - _RIGHT + 8, y), (name - 24, level), (name - 5, level)], hue, width=1)
@@ -86,41 +86,48 @@ class _Axes:
         return [n * 10**k for k in range(9) for n in (1, 2, 5) if self.low <= n * 10**k <= self.high * 1.001]
 
 
+def _grid(canvas: "Canvas", axes: _Axes) -> None:
+    for i in range(round((axes.ceiling - axes.floor) * 10) + 1):
+        level = axes.floor + i / 10
+        _, y = axes.at(axes.low, level)
+        canvas.line([(_LEFT, y), (_WIDTH - _RIGHT, y)], RULE, width=1)
+        canvas.text(_LEFT - 36, y - 8, f"{level:.1f}", 13, FAINT)
+    for tick in axes.ticks:
+        x, bottom = axes.at(tick, axes.floor)
+        canvas.line([(x, bottom), (x, bottom + 5)], FAINT, width=1)
+        canvas.text(x, bottom + 10, f"{tick:,}", 13, FAINT, centred=True)
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    canvas.text(middle, _HEIGHT - 30, "evaluations of the prior spent", 14, FAINT, centred=True)
+
+
 @dataclass(frozen=True)
-class _Canvas:
-    """A drawing in pixels of the finished picture."""
+class Canvas:
+    """A drawing on a picture of ``FINE`` times the size, in pixels of the finished one."""
 
     draw: "ImageDraw.ImageDraw"
-    axes: _Axes
 
-    def grid(self) -> None:
-        axes = self.axes
-        for i in range(round((axes.ceiling - axes.floor) * 10) + 1):
-            level = axes.floor + i / 10
-            _, y = axes.at(axes.low, level)
-            self.line([(_LEFT, y), (_WIDTH - _RIGHT, y)], _RULE, width=1)
-            self.text(_LEFT - 36, y - 8, f"{level:.1f}", 13, _FAINT)
-        for tick in axes.ticks:
-            x, bottom = axes.at(tick, axes.floor)
-            self.line([(x, bottom), (x, bottom + 5)], _FAINT, width=1)
-            self.text(x, bottom + 10, f"{tick:,}", 13, _FAINT, centred=True)
-        middle = (_LEFT + _WIDTH - _RIGHT) / 2
-        self.text(middle, _HEIGHT - 30, "evaluations of the prior spent", 14, _FAINT, centred=True)
-
-    def line(self, points: Sequence[tuple[float, float]], hue, dash: Sequence[int] = (), width: float = 2.4) -> None:
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        hue: tuple[int, int, int],
+        dash: Sequence[int] = (),
+        width: float = 2.4,
+    ) -> None:
+        """A line through points; ``dash``: lengths of its strokes and of the gaps between them."""
         parts = _strokes(points, dash) if dash else [list(points)]
         for part in parts:
-            fine = [(x * _FINE, y * _FINE) for x, y in part]
-            self.draw.line(fine, fill=hue, width=round(width * _FINE), joint="curve")
+            fine = [(x * FINE, y * FINE) for x, y in part]
+            self.draw.line(fine, fill=hue, width=round(width * FINE), joint="curve")
 
     def text(
-        self, x: float, y: float, words: str, size: int, ink: tuple[int, int, int] = _INK, centred: bool = False
+        self, x: float, y: float, words: str, size: int, ink: tuple[int, int, int] = INK, centred: bool = False
     ) -> None:
+        """Words whose top left corner, or whose middle of the upper edge, is at (x, y)."""
         from PIL import ImageFont
 
-        font = ImageFont.load_default(size * _FINE)
-        left = x * _FINE - (self.draw.textlength(words, font=font) / 2 if centred else 0)
-        self.draw.text((left, y * _FINE), words, fill=ink, font=font)
+        font = ImageFont.load_default(size * FINE)
+        left = x * FINE - (self.draw.textlength(words, font=font) / 2 if centred else 0)
+        self.draw.text((left, y * FINE), words, fill=ink, font=font)
 
 
 def _strokes(points: Sequence[tuple[float, float]], dash: Sequence[int]) -> list[list[tuple[float, float]]]:
