@@ -2,6 +2,8 @@
 
 With Gradio's Python client::
 
+    import time
+
     from gradio_client import Client
 
     studio = Client("http://127.0.0.1:7860")
