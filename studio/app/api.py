@@ -13,10 +13,10 @@ With Gradio's Python client::
         time.sleep(1)
     path = studio.predict(job, api_name="/result")
 
-With curl, in two steps, since answers are streamed::
+With curl, in two steps, since answers are streamed; values are those of ``submit`` in order, none left out::
 
     event=$(curl -s 127.0.0.1:7860/gradio_api/call/submit -H 'Content-Type: application/json' \\
-        -d '{"data": ["a red mushroom", "draft"]}' | cut -d'"' -f4)
+        -d '{"data": ["a red mushroom", "draft", "", "toybox-64", "", 0, 0, 1]}' | cut -d'"' -f4)
     curl -sN "127.0.0.1:7860/gradio_api/call/submit/$event"
 """
 
