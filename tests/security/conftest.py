@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-SECRET = "the-secret-of-the-house"
+SECRET = "the-secret-of-the-house, which is longer than any answer that refuses it could ever be said to be"
 
 
 @dataclass(frozen=True)
