@@ -111,14 +111,10 @@ def _take_up(store: Store, agreed: Agreement, known: dict[str, Job], retry: bool
     for job in again:
         with contextlib.suppress(WrongState):  # somebody was faster
             store.resume(job.id) if job.state == "paused" else store.retry(job.id)
-    for state, words in (
-        ("failed", "were left aside earlier"),
-        ("cancelled", "were cancelled"),
-        ("paused", "are paused"),
-    ):
+    for state, words in (("failed", "left aside"), ("cancelled", "cancelled"), ("paused", "paused")):
         left = [job for job in rests if job.state == state and job not in again]
         if left:
-            yield f"{_items(len(left))} that {words}: --retry-failed takes them up again."
+            yield f"{_items(len(left))} {words} earlier: --retry-failed takes them up again."
 
 
 def _items(count: int) -> str:

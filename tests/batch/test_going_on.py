@@ -204,8 +204,8 @@ def test_jobs_that_people_changed_stay_so(here: Path, capsys: pytest.CaptureFixt
     assert batch("a slow mug\na cup\na jar\n") == 3
     said = capsys.readouterr().err
     assert "The queue was held; it goes on. lunch" in said
-    assert "1 item that were cancelled" in said
-    assert "1 item that are paused" in said
+    assert "1 item cancelled earlier" in said
+    assert "1 item paused earlier" in said
     assert states() == {"a-slow-mug": "cancelled", "a-cup": "paused", "a-jar": "done"}
     assert store.job(jar.id).state == "done"
 
