@@ -203,7 +203,7 @@ def _whole(weights: Path) -> bool:
 
 
 def _memory() -> Check:
-    free = _free_memory()
+    free = free_memory()
     if free is None:
         return Check("memory", "ok", "could not be measured here")
     finding = f"{_readable(free)} free"
@@ -214,7 +214,7 @@ def _memory() -> Check:
     return Check("memory", "ok", finding)
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """Bytes that a new process can use, container limits included; None where the system does not tell."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())

@@ -72,6 +72,11 @@ class Evaluate:
 class Doctor:
     """Examine the installation and say what is missing."""
 
+    prior: str | None = None
+    """Examine this prior too: what kind it is, and the memory it needs at each resolution."""
+    download: bool = False
+    """Fetch the preset that --prior names from the Hugging Face hub first. Nothing else ever fetches anything."""
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -179,10 +184,15 @@ def evaluate(arguments: list[str]) -> int:
 
 def doctor(arguments: list[str]) -> int:
     """``studio doctor``."""
-    tyro.cli(Doctor, args=arguments, prog="studio doctor")
+    options = tyro.cli(Doctor, args=arguments, prog="studio doctor")
     from studio.doctor import examine, report
+    from studio.prior_check import examine_prior
 
-    return report(examine(Path("runs")))
+    try:
+        further = [] if options.prior is None else examine_prior(options.prior, options.download)
+    except ValueError as problem:
+        return complain(str(problem), BAD_USAGE)
+    return report([*examine(Path("runs")), *further])
 
 
 def train_prior(arguments: list[str]) -> int:

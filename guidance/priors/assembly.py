@@ -145,7 +145,7 @@ def _idle(plan: Plan, modules: dict[str, Any]) -> tuple[str, ...]:
 def _autoencoder(vae: Any, plan: Plan) -> Autoencoder:
     if vae.dtype == torch.float16 and vae.config.force_upcast:  # its activations leave float16's range
         vae.float()
-    return Autoencoder(vae, plan.resources.vae_checkpointing, plan.resources.vae_slicing)
+    return Autoencoder(vae, plan.resources.vae_slicing)
 
 
 def _resolution(model: Any, latents: Latents, plan: Plan) -> int:

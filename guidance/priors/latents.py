@@ -1,7 +1,7 @@
 """The picture side: what a prior works on instead of pictures, and back."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -57,8 +57,6 @@ class Autoencoder:
     """An autoencoder of diffusers. Latents are the mode of its distribution: encoding has no randomness of its own."""
 
     vae: Any
-    checkpointed: bool = False
-    """Forget what lies between picture and latent, and compute it again on the way back: less memory, more time."""
     slicing: bool = False
     """Encode and decode one picture at a time. For encoding it is done here, so that it serves gradients too."""
 
@@ -84,15 +82,7 @@ class Autoencoder:
         return self._mode(signed)
 
     def _mode(self, signed: Tensor) -> Tensor:
-        given = signed.to(self.vae.dtype)
-        if self.checkpointed and torch.is_grad_enabled() and given.requires_grad:
-            from torch.utils.checkpoint import checkpoint
-
-            return cast(Tensor, checkpoint(self._encoded, given, use_reentrant=False))
-        return self._encoded(given)
-
-    def _encoded(self, given: Tensor) -> Tensor:
-        return self.vae.encode(given).latent_dist.mode().float()
+        return self.vae.encode(signed.to(self.vae.dtype)).latent_dist.mode().float()
 
     def decode(self, latents: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures."""

@@ -155,7 +155,7 @@ def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype) ->
         return read_projection(require(folder, name), dtype)
     library = {"diffusers": diffusers, "transformers": transformers}.get(str(entry[0]))
     kind = getattr(library, str(entry[-1]), None)
-    if not isinstance(kind, type) or kind.__name__.startswith("Auto"):  # those look for code
+    if not isinstance(kind, type) or ".models.auto." in kind.__module__:  # those look for code
         raise ValueError(f"{folder}: {name} is a {entry[-1]} of {entry[0]}; only diffusers' and transformers' are read")
     require(folder, name)
     if issubclass(kind, diffusers.SchedulerMixin):

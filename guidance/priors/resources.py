@@ -26,8 +26,8 @@ class Resources:
     vae_tiling: bool = False
     """Encode and decode in overlapping tiles: for large pictures; seams are possible."""
     vae_checkpointing: bool = False
-    """Compute the autoencoder's encoder again on the way back, instead of keeping what lies in between: the same
-    gradient from about a third of the memory at the price of one more pass through it."""
+    """Compute the blocks of the autoencoder's encoder again on the way back, instead of keeping what lies in them: the
+    same gradient from less memory, at the price of one more pass through it."""
     channels_last: bool = True
     """Keep the weights of U-Nets in the order that convolutions like best."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
@@ -54,6 +54,8 @@ def settle(network: Any, vae: Any, resources: Resources, device: torch.device) -
         network.set_attention_slice("max")
     if vae is not None and resources.vae_slicing:
         vae.enable_slicing()
+    if vae is not None and resources.vae_checkpointing:
+        vae.enable_gradient_checkpointing()
     if vae is not None and resources.vae_tiling:
         vae.enable_tiling()
     if resources.offload == "layers":
