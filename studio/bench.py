@@ -6,6 +6,7 @@ target, the ratio we aim at.
 """
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -203,7 +204,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "device": name,
         "threads": torch.get_num_threads(),
-        "library": native.status(),
+        "library": native.status().partition(f", {os.sep}")[0],  # where it lies is nobody's business
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
