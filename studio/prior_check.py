@@ -14,6 +14,7 @@ from studio.doctor import Check, free_memory
 from studio.paths import resolve_prior
 from studio.presets import download, preset_of
 from studio.prior_stamp import revision
+from studio.request import Request
 
 VIEWS = 4
 """Views a step that memory is stated for, in two branches of guidance."""
@@ -42,6 +43,23 @@ def examine_prior(name: str, fetch: bool = False) -> list[Check]:
         with contextlib.redirect_stderr(None):
             checks += _memory(folder)
     return checks
+
+
+def memory_warnings(request: Request, device: torch.device) -> list[str]:
+    """Words about a prior that will not fit, before it is loaded; nothing about small ones, and about single files."""
+    place, options = resolve_prior(request.prior), request.prior_options
+    if place.is_file() or pipeline_of(place) is None or device.type not in ("cpu", "cuda"):
+        return []
+    dtype = options.resources.type_for(device, pipeline_of(place) in WIDE)
+    views, pixels = max(stage.cameras.views for stage in request.stages), options.resolution or native_pixels(place)
+    need = need_of(place, views, 2, pixels, dtype).peak(options.resources.offload != "none")
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if free is None or need <= free:
+        return []
+    return [
+        f"The prior needs {_gigabytes(need)} for {views} views of {pixels} px, and {_gigabytes(free)} are free. What "
+        f"helps: --prior-options.resolution {pixels // 2}, fewer views, and --prior-options.resources.offload text."
+    ]
 
 
 def _kind(place: Path, folder: Path) -> Check:

@@ -28,6 +28,7 @@ from studio.memory import is_out_of_memory
 from studio.optimize import Stop, Timing
 from studio.parallel import together
 from studio.paths import resolve_prior
+from studio.prior_check import memory_warnings
 from studio.prior_options import PriorOptions
 from studio.prior_stamp import stamp
 from studio.request import Request, check
@@ -220,6 +221,7 @@ def carry_out(
     began = time.perf_counter()
     yield from (Warned(p.text) for p in check(request) if p.severity == "warning")
     yield Working("loading the prior")
+    yield from (Warned(text) for text in memory_warnings(request, device))
     prior = loaded_prior(request.prior, device, request.prior_options)
     write_atomically(home.path / "prior.json", _stamp(request))
     refuse_cut_prompt(prior, request.prompt)

@@ -79,7 +79,7 @@ def assemble(pipeline: str, components: dict[str, Any], settings: dict[str, Any]
     if plan.extensions:
         extend(pipe, plan.extensions)
     pixels = components.get("vae") is None
-    latents = Pixels(plan.hints["pixel_shuffle"]) if pixels else _autoencoder(components["vae"], plan)
+    latents = Pixels(plan.hints["pixel_shuffle"]) if pixels else _autoencoder(components["vae"], plan, "XL" in pipeline)
     _place(components, plan)
     network = family.network(pipe, plan, latents, picture)
     words = PipelineWords(pipe, family.reading, family.pooled(pipe))
@@ -142,8 +142,9 @@ def _idle(plan: Plan, modules: dict[str, Any]) -> tuple[str, ...]:
     return tuple(n for n in TEXT_ENCODERS if n in modules) if plan.resources.offload != "none" else ()
 
 
-def _autoencoder(vae: Any, plan: Plan) -> Autoencoder:
-    if vae.dtype == torch.float16 and vae.config.force_upcast:  # its activations leave float16's range
+def _autoencoder(vae: Any, plan: Plan, wide: bool = False) -> Autoencoder:
+    """``wide``: of Stable Diffusion XL, whose activations leave float16's range, unless its settings deny that."""
+    if wide and vae.dtype == torch.float16 and vae.config.force_upcast:
         vae.float()
     return Autoencoder(vae, plan.resources.vae_slicing)
 

@@ -219,6 +219,8 @@ def need_of(folder: Path, samples: int, branches: int, pixels: int, dtype: torch
     factor, kept, most = read_hints(folder)["pixel_shuffle"], 0, 0
     if (folder / "vae").is_dir():
         vae = on_meta(diffusers.AutoencoderKL, folder / "vae", dtype)
+        if "XL" in (pipeline or "") and dtype == torch.float16 and vae.config["force_upcast"]:
+            vae.float()
         factor, (kept, most) = Autoencoder(vae).factor, encoding(vae, samples, pixels)
     return Need(
         sum(weight_bytes(folder / name, dtype.itemsize) for name in resident),

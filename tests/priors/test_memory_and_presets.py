@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from guidance.diffusers_prior import DiffusersPrior
 from guidance.priors.latents import Autoencoder
 from guidance.priors.memory import Need, encoding, native_pixels, need_of, predicting, weight_bytes
-from studio import presets, prior_stamp
+from guidance.priors.resources import Resources
+from studio import presets, prior_check, prior_stamp
 from studio.cli import run
+from studio.options import Generate, build_request
 from studio.paths import UnknownPrior, resolve_prior
 from studio.prior_options import PriorOptions
 from tests.priors.tiny import FAMILIES, PIXELS, unet, vae
@@ -174,3 +177,21 @@ def test_a_snapshot_of_the_hub_tells_its_revision(tmp_path: Path):
     place = tmp_path / "snapshots" / ("0f" * 20)
     place.mkdir(parents=True)
     assert prior_stamp.revision(place) == "0f" * 20 and prior_stamp.revision(tmp_path) is None
+
+
+def test_a_run_is_told_before_that_its_prior_will_not_fit(folder_of, monkeypatch: pytest.MonkeyPatch):
+    request = build_request(Generate("a fox", prior=str(folder_of("stable_diffusion_3"))), [])
+    assert prior_check.memory_warnings(request, torch.device("cpu")) == []
+    monkeypatch.setattr(prior_check, "free_memory", lambda: 1000)
+    (words,) = prior_check.memory_warnings(request, torch.device("cpu"))
+    assert f"views of {PIXELS} px" in words and "--prior-options.resolution 16" in words
+    assert prior_check.memory_warnings(build_request(Generate("a red mug"), []), torch.device("cpu")) == []
+
+
+def test_the_autoencoder_of_xl_stays_in_32_bits(folder_of):
+    sixteen = Resources("float16")
+    for family, dtype in (("stable_diffusion_xl", torch.float32), ("stable_diffusion", torch.float16)):
+        prior = DiffusersPrior.load(folder_of(family), "cpu", resources=sixteen)
+        assert prior.parts.modules["vae"].dtype == dtype and prior.network.dtype == torch.float16
+        kept = need_of(folder_of(family), 1, 2, PIXELS, torch.float16).kept
+        assert kept == pytest.approx(encoding(meta(vae).to(dtype), 1, PIXELS)[0], rel=1e-3)
