@@ -41,7 +41,7 @@ def one_prior(tiny_prior: Path):
     """The tiny prior is loaded once; that nothing changes it is part of what is tested."""
     prior = DiffusersPrior.load(tiny_prior, "cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DiffusersPrior, "load", lambda *_: prior)
+        patch.setattr(DiffusersPrior, "load", lambda *_, **__: prior)
         yield
 
 
