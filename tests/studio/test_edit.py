@@ -148,7 +148,7 @@ def test_learning_rates_enter_where_the_task_says(source: Path, tmp_path: Path, 
             rates.append(run.optimiser.param_groups[0]["lr"])
             yield step
 
-    monkeypatch.setattr("studio.run.optimize", noting)
+    monkeypatch.setattr("studio.engine.optimize", noting)
     to_the_last_checkpoint(small(edit(source, "a blue cube")), tmp_path / "run")
     assert rates == pytest.approx([1e-3 * 0.1**p for p in (0.5, 0.625, 0.75, 0.875)])
 
