@@ -79,7 +79,7 @@ def _announce(event: Event, progress: Progress, task: TaskID) -> int:
     console = progress.console
     match event:
         case Started(prompt=prompt, folder=folder, device=device, step=step, steps=steps):
-            console.print(f"[bold]{_escaped(prompt)}[/] on {device}, in {_escaped(str(folder))}")
+            console.print(f"[bold]{_escaped(prompt)}[/] on {device}, in {_escaped(str(folder))}", soft_wrap=True)
             progress.update(task, description="optimising", total=steps, completed=step)
         case StageStarted(index=index, count=count, representation=representation, guidance=guidance):
             progress.update(task, description=f"stage {index + 1}/{count}: {representation} under {guidance}")
@@ -88,7 +88,7 @@ def _announce(event: Event, progress: Progress, task: TaskID) -> int:
         case Warned(text=text):
             console.print(f"[yellow]Note:[/] {_escaped(text)}")
         case Stopped(step=step, folder=folder):
-            console.print(f"Stopped at step {step}. Go on with: studio resume {_escaped(str(folder))}")
+            console.print(f"Stopped at step {step}. Go on with: studio resume {_escaped(str(folder))}", soft_wrap=True)
             return FAILED
         case Failed():
             progress.update(task, description="[red]failed[/]", pace="", loss="")
@@ -103,7 +103,7 @@ def _announce(event: Event, progress: Progress, task: TaskID) -> int:
 
 
 def _summarise(console: Console, path: str, report: dict) -> None:
-    console.print(f"[green]{_escaped(path)}[/]")
+    console.print(f"[green]{_escaped(path)}[/]", soft_wrap=True)  # a path stays whole, to be copied
     tight = "watertight" if report["watertight"] else "not watertight"
     console.print(
         f"  {report['faces']} faces, {tight}, {report['texture_size']} px texture; like its render to "
