@@ -72,7 +72,7 @@ class Stages:
         stage, device, seed = self.request.stages[index], self.prior.device, self.request.seed
         rng, spec = step_rng(seed, index, -1), self.request.representation(index)
         built = spec
-        if index == 0 and self.source is not None:
+        if last is None and self.source is not None and self._goes_on(index):
             region = None if self.request.task is None else self.request.task.region
             representation: Representation = self.source.confined(spec, region, device)
         elif last is None:
@@ -83,3 +83,7 @@ class Stages:
             representation = spec.start_from(last.representation.scene().detach(), rng, device)
         state = stage.guidance.init(self.prior, step_seed(seed, index, -2))
         return Run(index, 0, representation, make_optimiser(representation), state, built)
+
+    def _goes_on(self, index: int) -> bool:
+        """Whether a stage works on what the first one began with; one that is resumed has none before it at hand."""
+        return all(stage.representation is None for stage in self.request.stages[1 : index + 1])

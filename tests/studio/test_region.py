@@ -194,6 +194,20 @@ def test_a_run_is_refused_too_where_nothing_lies_inside(cloud: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_resumed_in_a_later_stage_it_is_confined_still(source: Path, tmp_path: Path):
+    request = small(edit(source, "a blue cube", DDS, region=UPPER), 2)
+    stages = (request.stages[0], dataclasses.replace(request.stages[0], representation=None, steps=4))
+    request = dataclasses.replace(request, stages=stages, checkpoint_every=1)
+    events = run_request(request, tmp_path / "run", "cpu")
+    for event in events:
+        if isinstance(event, Checkpointed) and event.step == 4:
+            events.close()
+    for _ in resume_run(tmp_path / "run", "cpu"):
+        pass
+    same = (views(scene(tmp_path / "run")) - views(scene(source))).abs().amax(1)
+    assert same[outside(UPPER)].max() < 1e-6 and same.max() > 1e-4
+
+
 def test_a_later_stage_may_not_begin_anew(source: Path):
     request = edit(source, "a blue cube", region=UPPER)
     twice = dataclasses.replace(request, stages=(request.stages[0], request.stages[0]))
