@@ -14,6 +14,7 @@ from guidance.diffusers_prior import DiffusersPrior
 from guidance.piecewise import Piecewise
 from representations.cameras import orbit
 from representations.scene import EmptySceneError, Representation
+from studio import __version__
 from studio.checkpoints import write_atomically
 from studio.cite import bibliography
 from studio.codec import encode
@@ -155,8 +156,8 @@ def versions() -> dict[str, str]:
     """Of what a result depends on."""
     import importlib.metadata as metadata
 
-    names = ("dreamkiln", "torch", "diffusers", "transformers")
-    found = {}
+    names = ("torch", "diffusers", "transformers")
+    found = {"dreamkiln": __version__}  # of the code that runs; an editable installation's record may be older
     for name in names:
         try:
             found[name] = metadata.version(name)
