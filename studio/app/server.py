@@ -33,6 +33,8 @@ _SLOW = 1.0
 """Seconds that a wrong password costs."""
 _UPLOADS_KEPT = 24 * 3600
 """Seconds."""
+_SESSIONS = 64
+"""Visitors whose state is kept."""
 
 
 class AddressError(ValueError):
@@ -208,6 +210,9 @@ def _application(blocks: Any, served: Path, uploads: Path, who: Account | None, 
     # A value of a component that lies in the served folder is served from there, not copied into a cache.
     gr.set_static_paths([served])
     blocks.delete_cache = (3600, _UPLOADS_KEPT)
+    # Gradio keeps a quarter of a megabyte for each of its last 10,000 visitors, and every call of the API is a new one.
+    # The page's state is in the browser, so those who are forgotten miss nothing.
+    blocks.state_session_capacity = _SESSIONS
     application = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks,

@@ -1,5 +1,13 @@
-"""A tiny prior, a home with one finished run, and the studio behind a page over it."""
+"""A tiny prior, a home with one finished run, the studio behind a page over it, and the whole app as users start it."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,3 +69,40 @@ def studio(made: Path, priors: dict[str, str]) -> Service:
 def shelf(tmp_path: Path) -> Shelf:
     """An empty one."""
     return Shelf(tmp_path / "shelf")
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Address and process of the app, with its worker and the bundled prior; its runs lie in ``runs`` beside it."""
+    home = tmp_path_factory.mktemp("app") / "runs"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "studio.cli", "ui", "--port", str(port), "--runs", str(home), "--device", "cpu"]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    process = subprocess.Popen(command, cwd=home.parent, env=environment, stdout=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        _wait_for(url, process)
+        yield url, process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _wait_for(url: str, process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert process.poll() is None, "the app ended at once"
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"no answer from {url}")

@@ -7,12 +7,9 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,43 +22,6 @@ pytestmark = [pytest.mark.timeout(500), pytest.mark.filterwarnings("ignore::Depr
 _SLACK = float(os.environ.get("DREAMKILN_SLACK", "6"))
 """Machines that test much at once are this much slower than the figures allow for."""
 _KNOBS = {"preview_every": "12", "export.faces": "1500", "export.texture": "256", "export.picture": "96"}
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The app's address and process."""
-    home = tmp_path_factory.mktemp("app") / "runs"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "studio.cli", "ui", "--port", str(port), "--runs", str(home), "--device", "cpu"]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    process = subprocess.Popen(command, cwd=home.parent, env=environment, stdout=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        _wait_for(url, process)
-        yield url, process
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def _wait_for(url: str, process: "subprocess.Popen[str]", seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        assert process.poll() is None, "the app ended at once"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"no answer from {url}")
 
 
 def test_from_a_prompt_to_a_restored_result(app: tuple[str, "subprocess.Popen[str]"], tmp_path: Path) -> None:
