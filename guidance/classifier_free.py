@@ -4,13 +4,13 @@ One convention everywhere, the one of diffusers: ``eps_cfg = eps_u + S (eps_c - 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from guidance.contract import Condition, Draw, Prior
+from guidance.contract import Condition, Draw, OnePassPrior, Prior
 from guidance.controls import Controls
 from guidance.noising import add_noise
 
@@ -41,26 +41,44 @@ def predict(prior: Prior, condition: Condition, *asks: Ask, repel: float = 1.0) 
         asks: the questions.
         repel: factor of Perp-Neg's weights.
     """
-    pairs = _pairs_to_repel(condition, asks)
+    pairs = [] if condition.repelled is None else _pairs(asks, "text")
     count = 0 if condition.repelled is None else condition.repelled.shape[1]
     further = [(asks[text], i) for text, _ in pairs for i in range(count)]
     texts = [_text(condition, ask.branch) for ask in asks]
     texts += [] if condition.repelled is None else [condition.repelled[:, i] for _, i in further]
-    every = [*asks, *(ask for ask, _ in further)]
-    pose = None if condition.pose is None else torch.cat([_pose(condition, ask.branch) for ask in every])
-    answers = prior.predict_noise(
-        torch.cat([ask.noisy for ask in every]),
-        torch.cat([ask.t for ask in every]),
-        torch.cat(texts),
-        pose=pose,
-        extra={n: torch.cat([_extra(n, value, ask.branch) for ask in every]) for n, value in condition.extra.items()},
-    ).chunk(len(every))
+    answers = _answers(prior, condition, [*asks, *(ask for ask, _ in further)], texts)
     found = list(answers[: len(asks)])
     for place, (text, null) in enumerate(pairs):
         assert condition.repelled_weight is not None
         away = answers[len(asks) + place * count :][:count]
         found[text] = _repelled(answers[text], answers[null], away, repel * condition.repelled_weight)
     return tuple(found)
+
+
+def _answers(prior: Prior, condition: Condition, asks: list[Ask], texts: list[Tensor]) -> tuple[Tensor, ...]:
+    """An answer to each question, told the text in its place.
+
+    A prior that answers with the prompt and without it in one pass is not asked without it a second time.
+    """
+    at_once = "both" in prior.takes and condition.empty_null
+    beside = {null: told for told, null in reversed(_pairs(tuple(asks)))} if at_once else {}
+    places = [i for i in range(len(asks)) if i not in beside]
+    every = [asks[i] for i in places]
+    question = {
+        "noisy": torch.cat([ask.noisy for ask in every]),
+        "t": torch.cat([ask.t for ask in every]),
+        "text": torch.cat([texts[i] for i in places]),
+        "pose": None if condition.pose is None else torch.cat([_pose(condition, ask.branch) for ask in every]),
+        "extra": {n: torch.cat([_extra(n, v, ask.branch) for ask in every]) for n, v in condition.extra.items()},
+    }
+    told, null = (
+        cast(OnePassPrior, prior).predict_both(**question) if beside else (prior.predict_noise(**question), None)
+    )
+    found = dict(zip(places, told.chunk(len(every)), strict=True))
+    if null is not None:
+        nulls = null.chunk(len(every))
+        found |= {place: nulls[places.index(partner)] for place, partner in beside.items()}
+    return tuple(found[i] for i in range(len(asks)))
 
 
 def predict_branches(
@@ -97,21 +115,18 @@ def _extra(name: str, value: Tensor, branch: Branch) -> Tensor:
     return torch.zeros_like(value) if branch == "null" and name.startswith("image") else value
 
 
-# Perp-Neg -------------------------------------------------------------------------------------------------------------
-
-
-def _pairs_to_repel(condition: Condition, asks: tuple[Ask, ...]) -> list[tuple[int, int]]:
-    """Places of each question to ``text`` and of the one to ``null`` about the same latents."""
-    if condition.repelled is None:
-        return []
-    nulls = [i for i, ask in enumerate(asks) if ask.branch == "null"]
+def _pairs(asks: tuple[Ask, ...], *branches: Branch) -> list[tuple[int, int]]:
+    """Places of each question to ``branches`` (any but null), and of that to ``null`` about the same latents."""
     return [
         (i, j)
         for i, ask in enumerate(asks)
-        if ask.branch == "text"
-        for j in nulls
-        if asks[j].noisy is ask.noisy and asks[j].t is ask.t
+        if (ask.branch in branches if branches else ask.branch != "null")
+        for j, other in enumerate(asks)
+        if other.branch == "null" and other.noisy is ask.noisy and other.t is ask.t
     ]
+
+
+# Perp-Neg -------------------------------------------------------------------------------------------------------------
 
 
 def _repelled(text: Tensor, null: Tensor, away: tuple[Tensor, ...], weights: Tensor) -> Tensor:

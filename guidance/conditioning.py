@@ -35,6 +35,8 @@ class Prompts:
     """The prompt of the object that an edit starts from, in as many rows as ``text``."""
     image: dict[str, Float[Tensor, "1 ..."]] = field(default_factory=dict)
     """A picture that prompts, as the prior sees it."""
+    empty_null: bool = True
+    """Nothing stands in the null prompt's place."""
 
     @classmethod
     def embed(
@@ -75,7 +77,8 @@ class Prompts:
         embedded = prior.embed([*wanted, *([] if source is None else _seen(source, view_dependent))])
         text, plain, negatives, nulls = embedded[:count], *embedded[count : count + 3].split(1)
         before = None if source is None else embedded[-count:]
-        return cls(text, plain, negatives, nulls, view_dependent, prior.takes, before, _seen_by(prior, image))
+        seen = _seen_by(prior, image)
+        return cls(text, plain, negatives, nulls, view_dependent, prior.takes, before, seen, null == "")
 
     def condition(self, views: Views) -> Condition:
         """What the prior is told about each of ``views``: text always, camera and the like if it takes them."""
@@ -95,6 +98,7 @@ class Prompts:
             repelled_weight=weights,
             source=None if self.source is None else self._resolved(self.source, views.pose),
             mask=views.mask,
+            empty_null=self.empty_null,
             extra={name: value for name, value in offered.items() if name in self.takes and value is not None} | told,
         )
 

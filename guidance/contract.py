@@ -60,6 +60,8 @@ class Condition:
     source_latents: Float[Tensor, "b c i j"] | None = None
     mask: Float[Tensor, "b 1 h w"] | None = None
     """Where a gradient counts, at any size."""
+    empty_null: bool = True
+    """The null prompt says nothing; False where a negative prompt stands in its place."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Named tensors that the prior declares in ``takes``. Those whose names begin with ``image`` are a prompt, which
     the null branch is not told: zeros there."""
@@ -113,7 +115,7 @@ class Prior(Protocol):
     """Pixels a side of the pictures that ``encode`` takes without resizing."""
     takes: frozenset[str]
     """Names of the conditions beyond text: ``pose``, ``pose_in_null`` where the null branch wants it too, keys of
-    ``extra``, and ``image`` for those that are told by a picture."""
+    ``extra``, ``image`` for those that are told by a picture, and ``both`` for a ``OnePassPrior``."""
 
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n t d"]:
         """Text embeddings of prompts."""
@@ -148,6 +150,22 @@ class Prior(Protocol):
 
         Its parameters and state are its own, and nothing in the prior changes while it is used or trained.
         """
+        ...
+
+
+@runtime_checkable
+class OnePassPrior(Prior, Protocol):
+    """A prior that answers with the prompt and without it in one pass, where ``takes`` names ``both``."""
+
+    def predict_both(
+        self,
+        noisy: Float[Tensor, "b c i j"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b t d"],
+        pose: Float[Tensor, "b 4 4"] | None = None,
+        extra: dict[str, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
+        """Predicted noise told ``text`` and ``pose``, and told neither; builds no graph."""
         ...
 
 

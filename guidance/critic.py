@@ -172,7 +172,7 @@ class Adapted:
     def __init__(self, prior: Prior, adapter: nn.Module) -> None:
         self._prior, self._adapter = prior, adapter
         self.alphas_cumprod, self.channels = prior.alphas_cumprod, prior.channels
-        self.resolution, self.takes = prior.resolution, prior.takes
+        self.resolution, self.takes = prior.resolution, prior.takes - {"both"}
 
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n t d"]:
         """As the prior does."""

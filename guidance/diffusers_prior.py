@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from guidance.lora import LoraAdapter
+from guidance.one_pass import OnePassAdapter, TwoAnswers, add_one_pass
 from guidance.prior_folder import Hints, default_hints
 from guidance.priors.assembly import Plan, bare
 from guidance.priors.extensions import Extensions
@@ -41,7 +42,8 @@ class DiffusersPrior:
         self.alphas_cumprod = parts.alphas_cumprod
         self.channels = parts.latents.channels
         self.resolution = parts.resolution
-        self.takes = parts.network.takes
+        answers_both = isinstance(getattr(parts.network.model, "conv_out", None), TwoAnswers)
+        self.takes = parts.network.takes | ({"both"} if answers_both else frozenset())
         self._embedded: dict[str, Tensor] = {}
         self.evaluations = 0
         """Forward passes through the network so far, those through adapters among them."""
@@ -81,6 +83,7 @@ class DiffusersPrior:
         resources: Resources | None = None,
         resolution: int | None = None,
         extensions: Extensions | None = None,
+        one_pass: Path | None = None,
     ) -> "DiffusersPrior":
         """Load a prior from the disk; nothing is fetched, and no code in it runs.
 
@@ -91,6 +94,7 @@ class DiffusersPrior:
             resources: how it is to use memory and time.
             resolution: pixels a side to distil at; None: those it was trained with.
             extensions: LoRA and textual inversion files to put on top.
+            one_pass: an adapter's file that makes it answer twice in one pass.
 
         Raises:
             MissingPriorError: the folder or a component is not there or cannot be read.
@@ -99,7 +103,10 @@ class DiffusersPrior:
         if resources is None:
             resources = Resources("float32") if dtype is None else Resources(_NAMES[dtype])
         with quiet():
-            return cls(load_parts(path, torch.device(device), resources, resolution, extensions or Extensions()))
+            parts = load_parts(path, torch.device(device), resources, resolution, extensions or Extensions())
+        if one_pass is not None:
+            add_one_pass(parts.network.model, one_pass)
+        return cls(parts)
 
     @property
     def pixel_space(self) -> bool:
@@ -189,18 +196,60 @@ class DiffusersPrior:
         Raises:
             ValueError: an adapter of another prior, or samples that are not whole groups of views.
         """
-        z = noisy.detach().float()
         model = self.network if adapter is None else self._adapted(adapter)
+        camera = None if adapter is None else adapter.told(pose, len(noisy))
+        with torch.set_grad_enabled(adapter is not None and torch.is_grad_enabled()):
+            return self._noise(model, noisy, t, text, pose, extra, camera)[0]
+
+    def predict_both(
+        self,
+        noisy: Float[Tensor, "b c i j"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b t d"],
+        pose: Float[Tensor, "b 4 4"] | None = None,
+        extra: dict[str, Tensor] | None = None,
+        adapter: OnePassAdapter | None = None,
+    ) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
+        """Noise predicted with the prompt and without it, from one pass.
+
+        Args:
+            noisy, t, text, pose, extra: as in ``predict_noise``; the second answer is told neither text nor pose.
+            adapter: one of this prior's network, which is being trained; None: that which is in the prior.
+
+        Raises:
+            ValueError: there is none in the prior.
+        """
+        if adapter is None and "both" not in self.takes:
+            raise ValueError("this prior gives one answer a pass; `studio distill-guidance` teaches it to give two")
+        model = self.network if adapter is None else adapter.network
+        with torch.set_grad_enabled(adapter is not None and torch.is_grad_enabled()):
+            told, null = self._noise(model, noisy, t, text, pose, extra, None)
+        return told, null
+
+    def _noise(
+        self,
+        model: Any,
+        noisy: Tensor,
+        t: Tensor,
+        text: Tensor,
+        pose: Tensor | None,
+        extra: dict[str, Tensor] | None,
+        camera: Tensor | None,
+    ) -> list[Tensor]:
+        """Predicted noise of each answer that the network gives."""
+        z = noisy.detach().float()
         tokens, pooled = parted(text.detach().to(self.dtype), self.parts.words.pooled)
-        camera = None if adapter is None else adapter.told(pose, len(z))
-        self._count(len(z), adapter is not None)
+        self._count(len(z), camera is not None)
+        answers: list[Tensor] = []
 
         def answer(given: Tensor, time: Tensor) -> Tensor:
             asked = Asked(given.to(self.dtype), time.to(self.device), tokens, pooled, pose, extra or {}, camera)
-            return self.parts.network.answer(model, asked).float()
+            answers.extend(self.parts.network.answer(model, asked).float().split(z.shape[1], 1))
+            return answers[0]
 
-        with torch.set_grad_enabled(adapter is not None and torch.is_grad_enabled()):
-            return noise_of(self, self.prediction_type, z, t, answer).contiguous().to(noisy.dtype)
+        first = noise_of(self, self.prediction_type, z, t, answer)
+        further = [noise_of(self, self.prediction_type, z, t, lambda *_, a=a: a) for a in answers[1:]]
+        return [noise.contiguous().to(noisy.dtype) for noise in (first, *further)]
 
     def adapter(self, rank: int, seed: int) -> LoraAdapter:
         """A small trainable change of this prior, which shares its weights and leaves them alone."""

@@ -40,8 +40,8 @@ class LoraAdapter(nn.Module):
         if any(weight.is_meta for weight in network.parameters()):
             raise ValueError("a method with a critic needs the network in memory; leave out the offloading of layers")
         rng = torch.Generator().manual_seed(seed)
-        adapted: Any = _structural_copy(network)
-        self.lora = nn.ParameterDict(_inject(adapted, rank, rng))
+        adapted: Any = structural_copy(network)
+        self.lora = nn.ParameterDict(inject(adapted, rank, rng))
         self.camera = _tell_camera(adapted, rng)
         self._hidden = (adapted.eval(),)  # in a tuple, where nn.Module does not look for submodules
 
@@ -118,13 +118,13 @@ def _tell_camera(network: Any, rng: torch.Generator) -> CameraEmbedding:
     return camera
 
 
-def _structural_copy(network: nn.Module) -> nn.Module:
+def structural_copy(network: nn.Module) -> nn.Module:
     """The same modules anew, around the same parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)
 
 
-def _inject(network: nn.Module, rank: int, rng: torch.Generator) -> dict[str, nn.Parameter]:
+def inject(network: nn.Module, rank: int, rng: torch.Generator) -> dict[str, nn.Parameter]:
     """Put low-rank updates into ``network``, all without effect as yet; their weights, by name."""
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -1,14 +1,14 @@
 """A prior that is asked a few samples at a time: the same answers from less memory, more slowly."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from guidance.contract import Prior
+from guidance.contract import OnePassPrior, Prior
 
 
 class Piecewise:
@@ -57,11 +57,32 @@ class Piecewise:
         """As the prior does, piece by piece."""
 
         def ask(part: slice) -> Tensor:
-            told = {name: value[part] for name, value in (extra or {}).items()}
-            where = None if pose is None else pose[part]
-            return self._prior.predict_noise(noisy[part], t[part], text[part], where, told, adapter)
+            return self._prior.predict_noise(*_part(part, noisy, t, text, pose, extra), adapter)
 
         return _pieces(ask, len(noisy), self._asked, adapter is not None)
+
+    def predict_both(
+        self,
+        noisy: Float[Tensor, "b c i j"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b t d"],
+        pose: Float[Tensor, "b 4 4"] | None = None,
+        extra: dict[str, Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
+        """As the prior does, piece by piece."""
+
+        def ask(part: slice) -> Tensor:
+            prior = cast(OnePassPrior, self._prior)
+            return torch.cat(prior.predict_both(*_part(part, noisy, t, text, pose, extra)), 1)
+
+        told, null = _pieces(ask, len(noisy), self._asked, False).chunk(2, 1)
+        return told, null
+
+
+def _part(part: slice, noisy: Tensor, t: Tensor, text: Tensor, pose: Tensor | None, extra: dict[str, Tensor] | None):
+    """Some rows of a question."""
+    told = {name: value[part] for name, value in (extra or {}).items()}
+    return noisy[part], t[part], text[part], None if pose is None else pose[part], told
 
 
 def _pieces(ask: Callable[[slice], Tensor], count: int, most: int, differentiable: bool) -> Tensor:
