@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from studio.bench_options import Bench
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.events import Event
 from studio.folder import RunError, free_name, read_request
@@ -78,23 +79,6 @@ class Doctor:
     """Fetch the preset that --prior names from the Hugging Face hub first. Nothing else ever fetches anything."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Time the kernels on this machine, next to their plain-torch forms and to installed peers.
-
-    Exit status 1 if a ratio is under its gate.
-    """
-
-    json: Path | None = None
-    """File for the figures, with the machine and the date."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    only: str = ""
-    """Only cases whose name holds this, e.g. "hash" or "64 px"."""
-    quick: bool = False
-    """Half a second a case and no plain-torch form that takes longer: for a first look."""
-
-
 def generate(arguments: list[str]) -> int:
     """``studio generate``."""
     if {"-h", "--help"} & set(arguments) and _named_recipe(arguments) in RECIPES:
@@ -152,14 +136,21 @@ def resume(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """``studio bench``."""
-    options = tyro.cli(Bench, args=arguments, prog="studio bench")
-    from studio.bench import show
-    from studio.run import choose_device
-
     try:
-        return show(choose_device(options.device), options.only, options.quick, options.json)
-    except RunError as problem:
+        options = tyro.cli(Bench, args=arguments, prog="studio bench")
+        from studio.run import choose_device
+
+        device = choose_device(options.device)
+    except (RunError, ValueError) as problem:
         return complain(str(problem), BAD_USAGE)
+    try:
+        if options.prior:
+            from studio.bench_prior import show as show_priors
+
+            return show_priors(options.prior, options.timing, device, options.json)
+        from studio.bench import show
+
+        return show(device, options.only, options.quick, options.json)
     except OSError as problem:
         return complain(in_words(problem), FAILED)
 
