@@ -1,14 +1,11 @@
 """A batch carried out: settled in the store, worked on by an engine, shown while it goes on, concluded in files."""
 
-import contextlib
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -20,11 +17,12 @@ from studio.batch.planning import Draft
 from studio.batch.results import Result, Results, write_tables
 from studio.batch.settling import held, jobs_by_name, planned, settle
 from studio.batch.sheet import contact_sheet
-from studio.batch.showing import Bars, JsonLines, Meter, printable, say
+from studio.batch.showing import Bars, JsonLines, Meter, say
 from studio.checkpoints import write_atomically
 from studio.cli import FAILED, OK, SOME_FAILED
 from studio.folder import RunError
 from studio.jobs.store import Job, State, Store
+from studio.jobs.terminal import asked_to_stop, printable
 from studio.optimize import Stop
 from studio.options import UsageError
 
@@ -71,7 +69,7 @@ def carry_out(drawn: Draft, options: Batch, home: Path, name: str, quota: int | 
     """
     console = Console(stderr=True)
     begin = _engine(options, home, quota)
-    with held(home), _asked_to_stop() as stop:
+    with held(home), asked_to_stop("Stopping at the next checkpoint; Ctrl-C again ends at once.\n") as stop:
         before = planned(home)
         if before is not None and before.batch != name and options.out is None:
             raise UsageError(f"{home} is the folder of {before.batch}; name another with --out.")
@@ -110,25 +108,6 @@ def _engine(options: Batch, home: Path, quota: int | None) -> Callable[[Stop], I
     if len(devices) == 1:
         return lambda stop: here(home, devices[0], stop, quota)
     return lambda stop: side_by_side(home, devices, stop, quota)
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[Stop]:
-    """Whether Ctrl-C or SIGTERM came; the second Ctrl-C interrupts at once."""
-    asked: list[bool] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(True)
-        sys.stderr.write("Stopping at the next checkpoint; Ctrl-C again ends at once.\n")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _beginning(drawn: Draft, agreed: Agreement) -> Iterator[str]:

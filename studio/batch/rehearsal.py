@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from studio.batch.engines import devices_of
 from studio.batch.options import Batch
 from studio.batch.planning import Draft, content_key
 from studio.batch.settling import jobs_by_name, planned
-from studio.batch.showing import in_hours, printable, say
+from studio.batch.showing import in_hours, say
 from studio.cli import OK
 from studio.estimate import Estimate, estimate
 from studio.jobs.database import NAME
+from studio.jobs.job import Item
 from studio.jobs.plan import Plan
 from studio.jobs.store import Store
+from studio.jobs.terminal import printable
 
 _ENDS = 5
 """Rows of the table from the beginning, and from the end."""
@@ -52,7 +55,7 @@ def rehearse(drawn: Draft, options: Batch, home: Path, name: str) -> int:
     return OK
 
 
-def _now(agreed: Agreement):
+def _now(agreed: Agreement) -> list[Item]:
     return [item for item in agreed.plan.items if item.name in agreed.current]
 
 
@@ -94,7 +97,7 @@ def _table(agreed: Agreement, states: dict[str, str]) -> Table:
     return table
 
 
-def _words(agreed: Agreement, drawn: Draft, states: dict[str, str], home: Path):
+def _words(agreed: Agreement, drawn: Draft, states: dict[str, str], home: Path) -> Iterator[str]:
     counts = Counter(states[item.name] for item in _now(agreed))
     known = ", ".join(f"{count:,} {state}" for state, count in counts.items())
     yield f"{len(agreed.current):,} items in {home}: {known}."

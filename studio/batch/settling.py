@@ -5,7 +5,6 @@ The plan is written first, so this may stop anywhere and be done again.
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,14 +27,12 @@ def held(home: Path) -> Iterator[None]:
     home.mkdir(parents=True, exist_ok=True)
     if not plan_file(home).is_file() and _is_of_others(home):
         raise RunError(f"{home} holds runs that are not of a batch; name another folder with --out.")
-    lock = os.open(home / ".batch.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (home / ".batch.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise RunError(f"Another `studio batch` works in {home}; wait for it or stop it.") from problem
         yield
-    except BlockingIOError as problem:
-        raise RunError(f"Another `studio batch` works in {home}; wait for it or stop it.") from problem
-    finally:
-        os.close(lock)
 
 
 def _is_of_others(home: Path) -> bool:

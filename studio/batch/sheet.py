@@ -12,6 +12,8 @@ from studio.export.pictures import png_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 MOST = 240
 """Results on a sheet."""
@@ -83,13 +85,13 @@ def _picture(home: Path, row: Result) -> "Image | None":
 
 
 @functools.lru_cache(maxsize=8)
-def _font(size: int):
+def _font(size: int) -> "FreeTypeFont | ImageFont":
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
-def _write(draw, text: str, at: tuple[int, int], size: int, ink: tuple[int, int, int] = _INK) -> None:
+def _write(draw: "ImageDraw", text: str, at: tuple[int, int], size: int, ink: tuple[int, int, int] = _INK) -> None:
     draw.text(at, text, fill=ink, font=_font(size))
 
 

@@ -1,5 +1,6 @@
 """How far a batch is, read from the store and the records of its runs: bars for people, JSON lines for machines."""
 
+import contextlib
 import json
 import sys
 import time
@@ -12,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from studio.app.progress import Tail
-from studio.jobs.store import Job, State, Store
+from studio.jobs.store import Job, State, Store, UnknownJob
+from studio.jobs.terminal import printable
 
 _EVERY = 0.25
 """Seconds between looks."""
@@ -131,7 +133,8 @@ class Bars:
             if id in running:
                 shares += self._show(followed)
             else:
-                self._tell(self._store.job(id))
+                with contextlib.suppress(UnknownJob):  # somebody took it off the list a moment ago
+                    self._tell(self._store.job(id))
                 if followed.task is not None:
                     self._progress.remove_task(followed.task)
                 del self._followed[id]
@@ -234,8 +237,3 @@ def in_hours(seconds: float) -> str:
 def _cut(prompt: str) -> str:
     text = printable(prompt)
     return text if len(text) <= _LONGEST_PROMPT else f"{text[: _LONGEST_PROMPT - 1]}…"
-
-
-def printable(text: str) -> str:
-    """A text that cannot move a terminal's cursor or change its colours."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

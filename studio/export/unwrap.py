@@ -71,7 +71,7 @@ def _xatlas(vertices: NDArray, faces: NDArray, resolution: int, timeout: float) 
     """
     with tempfile.TemporaryDirectory(prefix="dreamkiln-unwrap-") as folder:
         given, made = Path(folder, "mesh.npz"), Path(folder, "atlas.npz")
-        np.savez(given, vertices=vertices, faces=faces, resolution=resolution, padding=PADDING)
+        np.savez(given, vertices=vertices, faces=faces, resolution=resolution, padding=PADDING, seconds=timeout)
         command = [sys.executable, "-m", "studio.export.unwrap_worker", str(given), str(made)]
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path}

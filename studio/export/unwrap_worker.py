@@ -1,9 +1,11 @@
 """The process that runs xatlas: ``python -m studio.export.unwrap_worker mesh.npz atlas.npz``.
 
-It reads ``vertices`` [v, 3], ``faces`` [f, 3], ``resolution`` and ``padding`` and writes ``source`` [n] (the old vertex
-of each new one), ``faces`` [f, 3] over new vertices and ``uv`` [n, 2].
+It reads ``vertices`` [v, 3], ``faces`` [f, 3], ``resolution``, ``padding`` and the ``seconds`` that it may take, and
+writes ``source`` [n] (the old vertex of each new one), ``faces`` [f, 3] over new vertices and ``uv`` [n, 2].
 """
 
+import math
+import signal
 import sys
 
 import numpy as np
@@ -16,6 +18,7 @@ def main(given: str, made: str) -> None:
     with np.load(given, allow_pickle=False) as mesh:
         vertices, faces = mesh["vertices"], mesh["faces"]
         resolution, padding = int(mesh["resolution"]), int(mesh["padding"])
+        signal.alarm(math.ceil(float(mesh["seconds"])) + 1)  # whoever asked may be killed before it can end this
     atlas = xatlas.Atlas()
     atlas.add_mesh(vertices, faces)
     packing = xatlas.PackOptions()

@@ -110,10 +110,13 @@ def claim_next(database: Database, home: Path, worker: str) -> Claim | None:
     """
     for job in _candidates(database, home):
         claim = _hold(database, home, job)
-        if claim is not None:
+        if claim is None:
+            continue
+        with contextlib.ExitStack() as unless_taken:
+            unless_taken.enter_context(claim)
             if _take(claim, worker):
+                unless_taken.pop_all()
                 return claim
-            claim.home.__exit__(None, None, None)
     return None
 
 

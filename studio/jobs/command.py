@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import signal
 import sqlite3
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from studio.cli import BAD_USAGE, FAILED, OK
+from studio.jobs.terminal import asked_to_stop, printable
 from studio.verbs import complain, in_words
 
 
@@ -79,30 +79,21 @@ def worker(arguments: list[str]) -> int:
     from studio.jobs.quota import bytes_of
     from studio.jobs.worker import work
 
-    asked: list[bool] = []
+    def orphaned() -> bool:
+        return options.parent is not None and os.getppid() != options.parent
 
-    def ask(number: int, frame: Any) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(True)
-
-    def leave() -> bool:
-        return bool(asked) or (options.parent is not None and os.getppid() != options.parent)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         quota = None if options.quota is None else bytes_of(options.quota)
-        for job, event in work(options.runs, options.device, leave, options.until_empty, quota=quota):
-            _log(job, event)
+        with asked_to_stop() as asked:
+            events = work(options.runs, options.device, lambda: asked() or orphaned(), options.until_empty, quota=quota)
+            for job, event in events:
+                _log(job, event)
     except (RunError, ValueError) as problem:
         return complain(str(problem), BAD_USAGE)
     except (StoreError, sqlite3.Error) as problem:
         return complain(str(problem), FAILED)
     except OSError as problem:
         return complain(in_words(problem), FAILED)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return OK
 
 
@@ -112,15 +103,15 @@ def _log(job: Any, event: Any) -> None:
 
     match event:
         case Started(step=step, steps=steps, device=device):
-            words = f"begins on {device} at step {step} of {steps}: {_printable(job.prompt)}"
+            words = f"begins on {device} at step {step} of {steps}: {printable(job.prompt)}"
         case Finished(seconds=seconds):
             words = f"done in {seconds:.0f} s"
         case Stopped(step=step):
             words = f"stopped at step {step}"
         case Failed(text=text):
-            words = f"failed: {_printable(text)}"
+            words = f"failed: {printable(text)}"
         case Warned(text=text):
-            words = f"note: {_printable(text)}"
+            words = f"note: {printable(text)}"
         case _:
             return
     sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job.id} {words}\n")
@@ -264,10 +255,8 @@ def _table(store: Any, found: list[Any]) -> Any:
     table.columns[0].justify = table.columns[4].justify = "right"
     for job in found:
         state = Text(f"{job.state}, to {job.wish}" if job.wish else job.state, colours.get(job.state, ""))
-        prompt, folder = Text(_printable(job.prompt)), Text(_printable(str(job.folder)))
-        table.add_row(
-            places.get(job.id, ""), job.id, state, prompt, str(job.seed), folder, Text(_printable(_note(job)))
-        )
+        prompt, folder = Text(printable(job.prompt)), Text(printable(str(job.folder)))
+        table.add_row(places.get(job.id, ""), job.id, state, prompt, str(job.seed), folder, Text(printable(_note(job))))
     return table
 
 
@@ -280,11 +269,6 @@ def _note(job: Any) -> str:
         tries = f" ({job.attempts} of {job.limit} attempts)" if job.attempts else ""
         return job.error.splitlines()[0] + tries
     return f"priority {job.priority}" if job.priority else ""
-
-
-def _printable(text: str) -> str:
-    """Text that cannot move a terminal's cursor or change its colours."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _count(number: int) -> str:

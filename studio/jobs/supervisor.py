@@ -1,7 +1,13 @@
-"""Workers as processes of their own, one for each device: begun anew when they die, and asked to stop in the end."""
+"""Workers as processes of their own, one for each device: begun anew when they die, and asked to stop in the end.
+
+A worker whose job was cancelled and goes on nevertheless, since it hangs or is at a phase that takes long, is ended: it
+is begun anew for the next job.
+"""
 
 import contextlib
 import os
+import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,6 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from studio.jobs.job import StoreError
+from studio.jobs.store import Store
+
+GRACE = 30.0
+"""Seconds that a job may go on after it was cancelled before its process is ended."""
 _EVERY = 0.2
 """Seconds between looks at the processes."""
 _LONGEST_WAIT = 60.0
@@ -43,7 +54,9 @@ class Workers:
             patience: seconds that workers have, in the end, to reach a checkpoint before they are killed.
         """
         home.mkdir(parents=True, exist_ok=True)
+        self._home = home
         self._workers = [_Worker(home, device, quota) for device in devices or all_devices()]
+        self._cancelled: dict[str, float] = {}  # running jobs, and when they were first seen to be
         self._patience = patience
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor of workers", daemon=True)
@@ -69,12 +82,26 @@ class Workers:
 
     def pids(self) -> list[int]:
         """Processes that live at the moment."""
-        return [worker.process.pid for worker in self._workers if worker.lives()]  # pyright: ignore[reportOptionalMemberAccess]
+        return [worker.process.pid for worker in self._workers if worker.process is not None and worker.lives()]
 
     def _run(self) -> None:
+        store = Store(self._home)
         while not self._over.wait(_EVERY):
             for worker in self._workers:
                 worker.tend()
+            with contextlib.suppress(sqlite3.Error, StoreError, OSError, LookupError):  # the next look may succeed
+                self._end_cancelled(store)
+
+    def _end_cancelled(self, store: Store) -> None:
+        """End the processes whose jobs were cancelled some time ago."""
+        now = time.monotonic()
+        cancelled = {job.id: job for job in store.jobs(["running"]) if job.wish == "cancel"}
+        self._cancelled = {id: self._cancelled.get(id, now) for id in cancelled}
+        for worker in self._workers:
+            for id, job in cancelled.items():
+                if now - self._cancelled[id] >= GRACE and worker.is_called(job.worker):
+                    worker.kill()
+                    store.cancel(id)  # nobody holds its folder any more
 
 
 @dataclass
@@ -96,12 +123,9 @@ class _Worker:
 
     def begin(self) -> None:
         """Start the process; in a group of its own, so that Ctrl-C on a terminal reaches its parent alone."""
-        command = [sys.executable, "-P", "-m", "studio.cli", "worker", "--runs", str(self.home)]
-        command += ["--device", self.device, "--parent", str(os.getpid())]
-        command += [] if self.quota is None else ["--quota", str(self.quota)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command,
+                _command(self.home, self.device, self.quota),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -127,6 +151,10 @@ class _Worker:
     def lives(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def is_called(self, name: str) -> bool:
+        """Whether this is the name of the process in the store: that ends with its number."""
+        return self.process is not None and self.lives() and name.endswith(f"-{self.process.pid}")
+
     def ask_to_stop(self) -> None:
         if self.process is not None and self.lives():
             self.process.terminate()
@@ -138,8 +166,21 @@ class _Worker:
         try:
             self.process.wait(max(0.1, seconds))
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it and what it began, such as an unwrapping, at once."""
+        if self.process is not None and self.lives():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+def _command(home: Path, device: str, quota: int | None) -> list[str]:
+    """A worker that ends with this process."""
+    command = [sys.executable, "-P", "-m", "studio.cli", "worker", "--runs", str(home)]
+    command += ["--device", device, "--parent", str(os.getpid())]
+    return command if quota is None else [*command, "--quota", str(quota)]
 
 
 def _import_path() -> str:

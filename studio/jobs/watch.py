@@ -87,7 +87,7 @@ class Watch:
             late = time.monotonic() - self._deadline
             if self._reason == "" and late >= 0:
                 self._reason = "timeout"
-            if self._reason == "timeout" and late >= GRACE:
+            if late >= GRACE:  # whatever else it was asked to stop for meanwhile
                 self._end_process(claim)
             if self._reason == "" and self.store.job(claim.job.id).wish and self._claim is claim:
                 self._reason = "wish"
@@ -100,7 +100,10 @@ class Watch:
         self.store.beat(WorkerInfo(self.name, os.getpid(), self._device, time.time(), job))
 
     def _end_process(self, claim: Claim) -> None:
-        """The last resort: nothing in Python ends a thread that hangs in a library or a driver."""
+        """The last resort: nothing in Python ends a thread that hangs in a library or a driver.
+
+        One that keeps even this thread from running is ended by the supervisor, if it was cancelled.
+        """
         claim.failed(f"{too_long(claim)} It hung, so its process was ended.")
         os._exit(70)
 

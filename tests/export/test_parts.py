@@ -1,13 +1,18 @@
 """The steps of an export, one at a time, on shapes that are known."""
 
 import json
+import os
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import studio
 from representations.extraction import extract_surface, sample_grid
 from representations.scene import Mesh
 from representations.textured_mesh import TexturedMesh
@@ -96,6 +101,16 @@ def test_the_projection_finishes_on_soup():
     source, corners, uv = project(vertices, faces, 64)
     assert np.array_equal(source[corners], faces)
     assert np.isfinite(uv).all() and uv.min() >= 0 and uv.max() <= 1
+
+
+def test_unwrapping_ends_even_if_nobody_is_left_to_end_it(tmp_path: Path):
+    (tmp_path / "xatlas.py").write_text("import time; Atlas = lambda: time.sleep(60)")
+    given = {"vertices": np.zeros((3, 3), np.float32), "faces": np.array([[0, 1, 2]], np.uint32)}
+    np.savez(tmp_path / "mesh.npz", **given, resolution=8, padding=0, seconds=0.2)
+    command = [sys.executable, "-m", "studio.export.unwrap_worker", "mesh.npz", "atlas.npz"]
+    path = os.pathsep.join((str(tmp_path), str(Path(studio.__file__).parents[1])))
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, timeout=30, check=False)
+    assert done.returncode == -signal.SIGALRM
 
 
 def test_the_gutter_repeats_the_nearest_texel():

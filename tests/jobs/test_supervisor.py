@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from studio.jobs import supervisor
-from studio.jobs.store import Store
+from studio.jobs.store import Item, Store
 from studio.jobs.supervisor import Workers
+from studio.request import Request
 
 HOLD = """
 import sys, time
@@ -21,6 +22,17 @@ from studio.jobs.supervisor import Workers
 with Workers(Path(sys.argv[1]), ["cpu"]) as workers:
     print(*workers.pids(), flush=True)
     time.sleep(100)
+"""
+
+HANG = """
+import os, subprocess, sys, time
+from pathlib import Path
+from studio.jobs.store import Store
+claim = Store(Path(sys.argv[1])).claim(f"cpu-{os.getpid()}")
+if claim is not None and claim.job.prompt == "it hangs":
+    child = subprocess.Popen(["sleep", "100"])
+    (claim.job.folder / "child").write_text(str(child.pid))
+time.sleep(100)
 """
 
 
@@ -62,6 +74,27 @@ def test_workers_go_when_their_parent_is_killed(runs: Path) -> None:
     parent.wait()
     parent.stdout.close()
     until(lambda: not lives(pid))
+
+
+def test_a_cancelled_job_that_hangs_is_ended_with_its_process_and_what_that_began(
+    runs: Path, template: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE", 0.5)
+    monkeypatch.setattr(supervisor, "_command", lambda home, *_: [sys.executable, "-c", HANG, str(home)])
+    store = Store(runs)
+    stuck, other = store.submit(template, [Item("it hangs", 0), Item("another", 0)])
+    with Workers(runs, ["cpu"], patience=0.1) as workers:
+        until((store.job(stuck).folder / "child").is_file)
+        (first,) = workers.pids()
+        child = int((store.job(stuck).folder / "child").read_text())
+        store.pause(stuck)
+        time.sleep(1.0)
+        assert (workers.pids(), store.job(stuck).state) == ([first], "running"), "a pause may wait for its step"
+        store.cancel(stuck)
+        until(lambda: store.job(stuck).state == "cancelled")
+        assert not lives(first)
+        until(lambda: not lives(child), 5)
+        until(lambda: store.job(other).state == "running")  # with another process
 
 
 def test_logs_stay_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Workers: one job after the other, wishes within a step, attempts, deadlines, a full disk, and who died."""
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -263,6 +264,45 @@ def test_a_job_that_hangs_takes_its_process_along(
     job = store.job(id)
     assert (job.state, job.attempts) == ("failed", 1)
     assert job.error.endswith("It hung, so its process was ended.")
+
+
+def test_a_job_that_hangs_when_it_was_to_pause_is_ended_in_time_too(
+    store: Store, template: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (id,) = submitted(store, template, "it hangs", timeout=0.6)
+    ends: list[int] = []
+
+    def end(status: int) -> None:
+        ends.append(status)
+        engine.release.set()  # a real process would be gone
+
+    monkeypatch.setattr(watch, "GRACE", 0.3)
+    monkeypatch.setattr(watch.os, "_exit", end)
+    for _, event in work(store.home, "cpu", until_empty=True):
+        if isinstance(event, Stepped) and event.done == engine.STEPS:
+            threading.Timer(0.2, store.pause, [id]).start()  # once it hangs
+    assert ends[0] != 0
+    job = store.job(id)
+    assert (job.state, job.attempts) == ("paused", 1)
+    assert job.error.endswith("It hung, so its process was ended.")
+
+
+def test_a_claim_that_could_not_be_written_down_lets_go_of_the_folder(
+    store: Store, template: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (id,) = submitted(store, template, "a cube")
+
+    def refuse(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(claims, "_start", refuse)
+        with pytest.raises(sqlite3.OperationalError):
+            store.claim("w")
+    claim = store.claim("w")
+    assert claim is not None and claim.job.id == id
+    with claim:
+        claim.stopped()
 
 
 def test_a_full_disk_pauses_and_holds(store: Store, template: Request) -> None:
