@@ -51,7 +51,7 @@ _SUITED: tuple[AnyGuidance, ...] = (
     DSD(7.5, **_CRITIC),
     JSD(7.5, **_CLEAN),
     FVSD(7.5, **_CRITIC),
-    UCM(7.5, controls=_BOUNDED),
+    UCM(7.5, plain_until=0.36, controls=_BOUNDED),
     DDS(7.5, weighting="snr_sqrt", controls=Controls(clamp=1.0)),
     # Under the published pair the identity term is as strong as the change at low t, and a colour rests half way.
     PDS(7.5, identity=0.1, change=1.0, controls=Controls(clamp=1.0)),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from guidance import SDS, UCM
+from guidance.contract import Stateless
 from guidance.controls import Controls
 from guidance.noising import stable_diffusion_alphas
 from guidance.testing import GaussianPrior, oracle_gradient
@@ -68,6 +69,15 @@ def test_the_noise_of_a_render_follows_the_flow_step_by_step(t: int):
 def test_its_noise_does_not_depend_on_the_draw():
     at = [oracle_gradient(UCM(plain_until=0.0), t=300, z0=-1.0, n=n) for n in (0.3, -2.0)]
     assert at[0] == at[1]
+
+
+def test_its_noise_is_plain_in_1800_of_10000_steps():
+    prior, method = GaussianPrior(), UCM()
+    latents, condition, draw = case()
+    other = dataclasses.replace(draw, noise=draw.noise + 1)
+    for step, plain in ((1799, True), (1800, False)):
+        found = [method.gradient(Stateless(), prior, latents, condition, d, step / 10_000) for d in (draw, other)]
+        assert torch.equal(*found) is not plain
 
 
 def test_levels_are_drawn_by_sigma():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from guidance import BSD, FVSD, SDS, VSD
+from guidance import BSD, FVSD, SDS, UCM, VSD
 from guidance.controls import Controls
 from guidance.sharing import WHOLE
 from representations.hash_field import HashField
@@ -35,6 +35,9 @@ CASES: dict[str, tuple[Any, Any]] = {
     "field, VSD": (FIELD, VSD(scale=2.0)),
     "cloud, VSD, one timestep": (CLOUD, VSD(scale=2.0, controls=Controls(shared_t=True))),
     "field, FVSD": (FIELD, FVSD(scale=2.0)),
+    # Plain noise in the first two steps, the render's own in the third.
+    "field, UCM": (FIELD, UCM(scale=2.0, steps=2, plain_until=0.5)),
+    "cloud, UCM, one timestep": (CLOUD, UCM(scale=2.0, steps=1, plain_until=0.0, controls=Controls(shared_t=True))),
     "field, BSD": (FIELD, BSD(scale=2.0, cycle=2, tuning_steps=1, refresh=1, album=4)),
 }
 pytestmark = pytest.mark.timeout(400)
