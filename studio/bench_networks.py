@@ -204,7 +204,7 @@ def on_meta(published: Published, dtype: torch.dtype) -> tuple[Any, Any]:
     with quiet(), torch.device("meta"):
         network = getattr(diffusers, published.network)(**published.settings)
         vae: Any = None if published.vae is None else diffusers.AutoencoderKL(**published.vae)
-    return network.to(dtype), None if vae is None else vae.to(dtype)
+        return network.to(dtype), None if vae is None else vae.to(dtype)
 
 
 def random_parts(
