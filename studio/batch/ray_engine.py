@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ _EVERY = 0.2
 _BEAT = 2.0
 """Seconds between signs of life that are passed on to the store."""
 _GRACE = 30.0
-"""Seconds beyond a job's timeout, or after it was asked to stop, until its actor is killed."""
+"""Seconds beyond a job's timeout, or after it was cancelled or all were asked to stop, until its actor is killed."""
 _LONGEST_WAIT = 60.0
 """Seconds until an actor that keeps dying is begun anew, at most; at first it is one, then twice as many each time."""
 _MOST_DEATHS = 6
@@ -149,8 +149,10 @@ class _Seat:
     """When to put an actor there, if there is none."""
     late: float = float("inf")
     """When the actor is taken to hang."""
+    cancelled: float | None = None
+    """When the actor's job was first seen to be cancelled."""
     beaten: float = 0.0
-    asked: bool = field(default=False)
+    asked: bool = False
     """Whether the actor was asked to stop."""
 
     @property
@@ -232,15 +234,24 @@ class _Seat:
 
         if self.claim is None:
             return
-        if time.monotonic() > self.late:
-            words = f"It took longer than the {self.claim.job.timeout:g} s that an attempt may take, and hung."
-            self.claim.failed(words)
-            ray.kill(self.actor)
-            self._let_go()
-            self._vacate()
-        elif not self.asked and self.store.job(self.claim.job.id).wish:
+        wish = self.store.job(self.claim.job.id).wish
+        if wish and not self.asked:
             self.ask_to_stop()
-        self._beat()
+        if wish != "cancel":
+            self.cancelled = None
+        elif self.cancelled is None:
+            self.cancelled = time.monotonic()
+        if time.monotonic() > self.late:
+            self.claim.failed(
+                f"It took longer than the {self.claim.job.timeout:g} s that an attempt may take, and hung."
+            )
+        elif self.cancelled is not None and time.monotonic() > self.cancelled + _GRACE:
+            self.claim.stopped()
+        else:
+            return self._beat()
+        ray.kill(self.actor)
+        self._let_go()
+        self._vacate()
 
     def ask_to_stop(self) -> None:
         """Let the actor stop at the next step."""
@@ -263,7 +274,7 @@ class _Seat:
     def _let_go(self) -> None:
         if self.claim is not None:
             self.claim.__exit__(None, None, None)
-        self.claim, self.late, self.beaten = None, float("inf"), 0.0
+        self.claim, self.cancelled, self.late, self.beaten = None, None, float("inf"), 0.0
 
     def _vacate(self) -> None:
         self.store.dismiss(self.name)

@@ -6,10 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from studio.jobs.store import Store
+from studio.batch import ray_engine
+from studio.batch.ray_actor import Where
+from studio.folder import RunFolder
+from studio.jobs.store import Item, Store
+from studio.recipes import RECIPES
 from tests.batch.test_killed import ENVIRONMENT, assert_each_made_once, command, events
 from tests.batch.tiny import tiny_options
 
@@ -60,3 +65,28 @@ def test_without_ray_it_is_said_how_to_get_it(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, cwd=tmp_path, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr.decode()) == (2, "--engine ray needs Ray: pip install 'dreamkiln[ray]'\n")
+
+
+def test_a_cancelled_job_whose_actor_hangs_is_given_up(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[object] = []
+    exceptions = SimpleNamespace(RayActorError=RuntimeError)
+    stand_in = SimpleNamespace(wait=lambda pending, timeout: ([], pending), kill=killed.append, exceptions=exceptions)
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
+    monkeypatch.setattr(ray_engine, "_GRACE", 0.2)
+    store = Store(runs)
+    (id,) = store.submit(RECIPES["draft"]("", True), [Item("a car", 0)])
+    asked: list[str] = []
+    actor = SimpleNamespace(stop=SimpleNamespace(remote=asked.append))
+    seat = ray_engine._Seat(store, "ray-1", "CPU", actor, Where("here", 1, "cpu"), object(), store.claim("ray-1"))
+    for wish, seconds in ((store.pause, 0.4), (store.cancel, 0.1)):
+        wish(id)
+        seat.tend()
+        time.sleep(seconds)
+        seat.tend()
+        assert (killed, asked, store.job(id).state) == ([], [id], "running")
+    time.sleep(0.2)
+    seat.tend()
+    assert (killed, store.job(id).state, seat.busy) == ([actor], "cancelled", False)
+    with RunFolder(store.job(id).folder):
+        pass
