@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
 
 import torch
 from torch import nn
@@ -21,10 +21,29 @@ if TYPE_CHECKING:
 
 HINTS_FILE = "dreamkiln.json"
 FORMAT = 1
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+"""Endings of files that could run code when opened."""
+CONVERT = (
+    'python -c \'import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], map_location="cpu", '
+    'weights_only=True); w = w.get("state_dict", w); s.save_file({n: v.clone().contiguous() for n, v in w.items() if '
+    "torch.is_tensor(v)}, sys.argv[2])' OLD NEW.safetensors"
+)
+"""What makes safetensors of such a file, on a machine with PyTorch. It opens weights alone, and refuses all else."""
 
 
 class MissingPriorError(FileNotFoundError):
     """A prior's folder, or a component in it, is not there or cannot be read; the message says what to do."""
+
+
+def about_pickles(folder: Path) -> str:
+    """Words about weights that lie in a folder as pickles alone, and how to make safetensors of them; "" if none do."""
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
+    if not pickles:
+        return ""
+    return (
+        f": {pickles[0]} could run code when opened, so it is left alone. Look for a copy as safetensors, or make one "
+        f"on another machine: {CONVERT}"
+    )
 
 
 class Hints(TypedDict):
@@ -44,6 +63,9 @@ class Hints(TypedDict):
     """Guidance weight to name to a network that was distilled with it; none: 3.5 (FLUX) or 8 (LCM)."""
     picture_elevation: float
     """Elevation at which the picture was taken that a novel-view prior is told, in degrees."""
+    picture_camera: Literal["distance", "elevation"]
+    """Last of the four numbers about cameras that a novel-view prior is told: how much farther it stands than the
+    picture's (Zero123), or from how high the picture was taken (Stable Zero123)."""
     resolution: int | None
     """Pixels a side that it was trained with, where the network does not say."""
     field_of_view: float
@@ -66,6 +88,7 @@ def default_hints() -> Hints:
         control="depth",
         distilled_guidance=None,
         picture_elevation=0.0,
+        picture_camera="distance",
         resolution=None,
         field_of_view=40.0,
         distance=2.6,
@@ -74,14 +97,57 @@ def default_hints() -> Hints:
     )
 
 
+_SEEN_BY_ZERO123 = {"field_of_view": 49.1}
+"""Of the cameras that Zero123 (arXiv 2303.11328) was trained with: a lens of 35 mm before a sensor of 32 mm, that is
+2 atan(16 / 35)."""
+KNOWN_HINTS: dict[str, dict[str, Any]] = {
+    "MVDreamPipeline": {"views": 4, "camera": "matrix", "elevations": (0.0, 30.0)},
+    "Zero1to3StableDiffusionPipeline": _SEEN_BY_ZERO123,
+    "Zero123Pipeline": _SEEN_BY_ZERO123,
+}
+"""What is known of folders that are for these pipelines, whether or not they have hints."""
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """``model_index.json`` of a folder in diffusers' layout; empty if it has none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    path = folder / "model_index.json"
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{path} holds no index")
+    return index
+
+
+def pipeline_named(folder: Path) -> str:
+    """The pipeline that a folder says it is for.
+
+    Raises:
+        ValueError: its index cannot be read.
+    """
+    named = read_index(folder).get("_class_name", "DiffusionPipeline")
+    # Folders that came with a pipeline's code name the module too. The code is left alone; the class may be known.
+    if isinstance(named, list) and named and named[-1] in KNOWN_HINTS:
+        return named[-1]
+    return str(named)
+
+
 def read_hints(folder: Path) -> Hints:
     """Hints of a prior's folder, or of the one beside a single file.
 
     Raises:
-        ValueError: the file is damaged, newer than this program, or says something this program does not know.
+        ValueError: a file is damaged, newer than this program, or says something this program does not know.
     """
     home = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
     path, hints = home / HINTS_FILE, default_hints()
+    hints.update(KNOWN_HINTS.get(pipeline_named(home), {}))  # pyright: ignore[reportCallIssue, reportArgumentType]
     if not path.exists():
         return hints
     try:
@@ -101,6 +167,8 @@ def _checked(said: dict, hints: Hints, where: str) -> Hints:
         raise ValueError(f'{where}: camera is "none", "harmonics" or "matrix", not {said["camera"]!r}')
     if said.get("control") not in (None, "depth", "normal"):
         raise ValueError(f'{where}: control is "depth" or "normal", not {said["control"]!r}')
+    if said.get("picture_camera") not in (None, "distance", "elevation"):
+        raise ValueError(f'{where}: picture_camera is "distance" or "elevation", not {said["picture_camera"]!r}')
     hints.update({name: value for name, value in said.items() if value is not None})  # pyright: ignore[reportCallIssue, reportArgumentType]
     hints["elevations"] = (float(hints["elevations"][0]), float(hints["elevations"][1]))
     hints["words"] = None if hints["words"] is None else tuple(hints["words"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidance.prior_folder import Hints, refuse
+from guidance.prior_folder import Hints, about_pickles, refuse
 from guidance.priors.controlnet import Controlled
 from guidance.priors.deepfloyd import DeepFloyd
 from guidance.priors.extensions import Extensions, extend
@@ -29,6 +29,8 @@ from guidance.priors.words import ClipWords, NoWords, PipelineWords, Reading, Wo
 from guidance.priors.zero123 import NovelView
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+PROJECTIONS = ("cc_projection", "clip_camera_projection")
+"""What folders of novel-view priors call the layer that joins the picture and the cameras."""
 
 
 @dataclass(frozen=True)
@@ -226,9 +228,12 @@ def _flux(pipe: Any, plan: Plan, latents: Latents, picture: PicturePrompt | None
 
 
 def _novel_view(components: dict[str, Any], plan: Plan, folder: Path) -> Parts:
-    for name in ("unet", "vae", "image_encoder", "cc_projection", "scheduler"):
+    for name in ("unet", "vae", "image_encoder", "scheduler"):
         if components.get(name) is None:
             refuse(folder, f"its {name}/ is missing")
+    projection = next((components[name] for name in PROJECTIONS if name in components), None)
+    if projection is None:
+        refuse(folder, f"its {' or '.join(f'{name}/' for name in PROJECTIONS)} is missing")
     if plan.extensions:
         raise ValueError("a novel-view prior takes neither LoRA nor textual inversion")
     latents = _autoencoder(components["vae"], plan)
@@ -237,10 +242,11 @@ def _novel_view(components: dict[str, Any], plan: Plan, folder: Path) -> Parts:
     network = NovelView(
         unet,
         components["image_encoder"],
-        components["cc_projection"],
+        projection,
         latents,
         resolution,
         plan.hints["picture_elevation"],
+        plan.hints["picture_camera"],
     )
     return _parts(network, NoWords(plan.device), latents, components, plan, network)
 
@@ -253,12 +259,12 @@ def read_projection(folder: Path, dtype: torch.dtype) -> nn.Linear:
     """
     from safetensors.torch import load_file
 
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("*.safetensors"), key=lambda file: (".fp16" in file.name, file.name))
     state = load_file(found[0]) if found else {}
     weight = next((value for name, value in state.items() if name.endswith("weight") and value.ndim == 2), None)
     bias = next((value for name, value in state.items() if name.endswith("bias")), None)
     if weight is None:
-        refuse(folder.parent, f"its {folder.name}/ holds no linear layer as *.safetensors")
+        refuse(folder.parent, f"its {folder.name}/ holds no linear layer as *.safetensors{about_pickles(folder)}")
     layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.load_state_dict({"weight": weight, **({} if bias is None else {"bias": bias})})
     return layer.to(dtype)  # pyright: ignore[reportReturnType]

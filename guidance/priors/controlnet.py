@@ -1,8 +1,12 @@
 """ControlNet (arXiv 2302.05543): a prior that is also shown the depth or the normals of what it looks at.
 
-Depth is what such models were trained on: inverse depth, brightest where nearest, 0 to 1 over each picture. Normals
-are taken from the depth, so that every representation has them, and are shown as colours after ScanNet: red to the
-left, green up, blue towards the viewer.
+Depth is what such models were trained on, estimates as MiDaS makes them: inverse depth, brightest where nearest, 0 to 1
+over each picture; what is farther than everything is 0. Normals are taken from the depth, so that every representation
+has them. Their colours are those of ControlNet 1.1 (``control_v11p_sd15_normalbae``), whose page says that it reads
+normals of rendering engines where "blue is front, red is left, green is top"; where there is nothing, they see a wall
+that faces them, since estimates of normals have no background. ControlNet 1.0's normals (``sd-controlnet-normal``) have
+the same sides, but are slopes of MiDaS's numbers, far steeper than surfaces: the page of 1.1 says that it does not read
+true ones.
 """
 
 import math
@@ -64,7 +68,7 @@ class Controlled:
     def _picture(self, asked: Asked) -> Float[Tensor, "b 3 h w"]:
         depth = asked.extra.get("depth")
         if depth is None:
-            return asked.z.new_zeros(len(asked.z), 3, self.resolution, self.resolution)
+            depth = asked.z.new_zeros(len(asked.z), 1, self.resolution, self.resolution)
         depth = depth.detach().float()
         if self.shown == "depth":
             picture = nearness(depth).expand(-1, 3, -1, -1)
@@ -74,7 +78,10 @@ class Controlled:
 
 
 def nearness(depth: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Inverse depth from 0, the farthest, to 1, the nearest, of each picture by itself; 0 where there is nothing."""
+    """Inverse depth of each picture by itself: 1 where it is nearest, 0.1 where farthest, 0 where there is nothing.
+
+    Of surfaces 1, 2 and 4 away, whose inverses are 1, 1/2 and 1/4, the middle one is 0.1 + 0.9 (1/4) / (3/4) = 0.4.
+    """
     there = depth > _NOTHING
     inverse = torch.where(there, 1 / depth.clamp_min(_NOTHING), torch.zeros_like(depth))
     nearest = inverse.amax((1, 2, 3), keepdim=True)
@@ -85,7 +92,10 @@ def nearness(depth: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
 
 
 def normals_of_depth(depth: Float[Tensor, "b 1 h w"], field_of_view: float) -> Float[Tensor, "b 3 h w"]:
-    """Unit normals in the camera's space (+x right, +y up, +z towards the viewer), of distances along rays."""
+    """Unit normals in the camera's space (+x right, +y up, +z towards the viewer), of distances along rays.
+
+    Slopes are taken between neighbours, but not across the border of what is there.
+    """
     height, width = depth.shape[-2:]
     focal = height / 2 / math.tan(math.radians(field_of_view) / 2)
     y, x = torch.meshgrid(
@@ -93,13 +103,25 @@ def normals_of_depth(depth: Float[Tensor, "b 1 h w"], field_of_view: float) -> F
     )
     ray = torch.stack([(x + 0.5 - width / 2) / focal, (height / 2 - y - 0.5) / focal, -torch.ones_like(x).float()])
     points = depth * F.normalize(ray, dim=0)
-    padded = F.pad(points, (1, 1, 1, 1), mode="replicate")
-    across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
-    up = padded[:, :, :-2, 1:-1] - padded[:, :, 2:, 1:-1]
-    return F.normalize(torch.cross(across, up, dim=1), dim=1)
+    there = depth > _NOTHING
+    right, left = (_neighbour(points, there, 3, way) for way in (1, -1))
+    below, above = (_neighbour(points, there, 2, way) for way in (1, -1))
+    return F.normalize(torch.cross(right - left, above - below, dim=1), dim=1)
+
+
+def _neighbour(points: Tensor, there: Tensor, dim: int, way: int) -> Tensor:
+    """The point of the next pixel along ``dim``; its own where that is beyond the picture, or nothing is."""
+    size = points.shape[dim]
+    place = (torch.arange(size, device=points.device) + way).clamp(0, size - 1)
+    return torch.where(there.index_select(dim, place), points.index_select(dim, place), points)
 
 
 def normal_colours(normal: Float[Tensor, "b 3 h w"], there: Tensor) -> Float[Tensor, "b 3 h w"]:
-    """Normals of the camera's space as colours; black where there is nothing."""
-    left = torch.stack([-normal[:, 0], normal[:, 1], normal[:, 2]], 1)
-    return ((left + 1) / 2) * there
+    """Normals of the camera's space as colours: red to the left, green up, blue towards the viewer, 0.5 for across.
+
+    A wall that faces the viewer is (0.5, 0.5, 1), and so is whatever is not ``there``. One turned by 60 degrees to the
+    left has the normal (-0.866, 0, 0.5), and is (0.933, 0.5, 0.75).
+    """
+    facing = normal.new_tensor([0.0, 0.0, 1.0])[:, None, None]
+    seen = torch.where(there, normal, facing)
+    return (torch.stack([-seen[:, 0], seen[:, 1], seen[:, 2]], 1) + 1) / 2

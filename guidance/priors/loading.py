@@ -6,7 +6,7 @@ A folder that names no pipeline is read as a bare text-conditioned U-Net, as the
 """
 
 import contextlib
-import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from guidance.prior_folder import read_hints, refuse, require
-from guidance.priors.assembly import Plan, assemble, bare
+from guidance.prior_folder import PICKLES, about_pickles, pipeline_named, read_hints, read_index, refuse, require
+from guidance.priors.assembly import PROJECTIONS, Plan, assemble, bare, read_projection
 from guidance.priors.extensions import Extensions
+from guidance.priors.ldm_names import MULTIVIEW_UNET, load_multiview_unet
 from guidance.priors.parts import Parts
 from guidance.priors.resources import Resources
 from guidance.priors.single_file import read_single_file, require_configuration
@@ -33,7 +34,9 @@ PIPELINES = {
     "StableDiffusion3Pipeline": "StableDiffusion3Pipeline",
     "FluxPipeline": "FluxPipeline",
     "IFPipeline": "IFPipeline",
+    "MVDreamPipeline": "StableDiffusionPipeline",
     "Zero1to3StableDiffusionPipeline": "",
+    "Zero123Pipeline": "",
 }
 """What a folder may say it is for, and the pipeline that is built; "": diffusers has none, the parts are enough."""
 WIDE = ("StableDiffusion3Pipeline", "FluxPipeline", "IFPipeline")
@@ -55,10 +58,10 @@ def pipeline_of(folder: Path) -> str | None:
     """
     if not folder.is_dir():
         refuse(folder, "there is no such folder")
-    named = _index(folder).get("_class_name", "DiffusionPipeline")
+    named = pipeline_named(folder)
     if named == "DiffusionPipeline":
         return None
-    if not isinstance(named, str) or named not in PIPELINES:
+    if named not in PIPELINES:
         raise ValueError(f"{folder} is for {named}, which is not supported; supported are {', '.join(PIPELINES)}")
     pipeline = PIPELINES[named]
     # A ControlNet that lies beside the other parts is used, whatever the index says.
@@ -85,12 +88,13 @@ def load_parts(
         MissingPriorError: the folder or a component is not there or cannot be read.
         ValueError: it is a kind of prior that is not supported.
     """
-    config = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
-    if config is not folder:
+    alone = folder.suffix == ".safetensors" or (folder.suffix in PICKLES and folder.is_file())
+    config = folder.with_suffix("") if alone else folder
+    if alone:
         require_configuration(folder, config)
     pipeline, plan = pipeline_of(config), Plan(device, resources, read_hints(config), resolution, extensions)
     dtype = resources.type_for(device, pipeline in WIDE, small=pipeline is None)
-    if config is not folder:
+    if alone:
         components = read_single_file(folder, config, pipeline, dtype)
         return assemble(pipeline or "", components, settings(config), plan, config)
     if pipeline is None:
@@ -102,20 +106,7 @@ def load_parts(
 
 def settings(folder: Path) -> dict[str, Any]:
     """Plain settings in a folder's index, such as ``force_zeros_for_empty_prompt``."""
-    return {k: v for k, v in _index(folder).items() if not k.startswith("_") and not isinstance(v, list)}
-
-
-def _index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    if not path.is_file():
-        return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{path} holds no index")
-    return index
+    return {k: v for k, v in read_index(folder).items() if not k.startswith("_") and not isinstance(v, list)}
 
 
 def _bare_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -135,7 +126,7 @@ def _components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Every part that the index lists and a prior uses, loaded; those beside them that extend it, too."""
     listed = {
         name: entry
-        for name, entry in _index(folder).items()
+        for name, entry in read_index(folder).items()
         if isinstance(entry, list) and name not in _UNUSED and entry[-1] is not None
     }
     if (folder / "controlnet").is_dir():
@@ -149,10 +140,10 @@ def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype) ->
     import diffusers
     import transformers
 
-    if name == "cc_projection":  # a class of Zero123's own pipeline: one linear layer
-        from guidance.priors.assembly import read_projection
-
+    if name in PROJECTIONS:  # a class of Zero123's own pipeline: one linear layer
         return read_projection(require(folder, name), dtype)
+    if entry[-1] == MULTIVIEW_UNET:  # a class of MVDream's own code: a U-Net under other names
+        return load_multiview_unet(require(folder, name), dtype)
     library = {"diffusers": diffusers, "transformers": transformers}.get(str(entry[0]))
     kind = getattr(library, str(entry[-1]), None)
     if not isinstance(kind, type) or ".models.auto." in kind.__module__:  # those look for code
@@ -191,16 +182,19 @@ def load_model(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> A
     # Published folders often hold the 16-bit variant alone.
     weights = [path.name for path in (folder / component).glob("*.safetensors")]
     if not weights:
-        pickles = sorted(p.name for end in ("bin", "ckpt", "pt", "pth") for p in (folder / component).glob(f"*.{end}"))
-        found = f": {pickles[0]} could run code when opened, so it is left alone" if pickles else ""
-        refuse(folder, f"its {component}/ holds no *.safetensors{found}")
-    variant = "fp16" if all(".fp16." in name or ".fp16-" in name for name in weights) else None
+        refuse(folder, f"its {component}/ holds no *.safetensors{about_pickles(folder / component)}")
     model, report = load(
-        kind, folder, component, use_safetensors=True, dtype=dtype, variant=variant, output_loading_info=True
+        kind, folder, component, use_safetensors=True, dtype=dtype, variant=_variant(weights), output_loading_info=True
     )
     if report["missing_keys"]:
         refuse(folder, f"its {component}/ lacks weights, {min(report['missing_keys'])} among them")
     return model
+
+
+def _variant(weights: list[str]) -> str | None:
+    """Which variant of a component's weights to read: the plain one if there is one, then ``fp16``, then its kin."""
+    kinds = [re.search(r"\.(fp16\w*)[.-]", name) for name in weights]
+    return None if None in kinds else min(kind[1] for kind in kinds if kind is not None)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_UP_IS_Z = ((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, -1.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+_FRONT_IS_X_UP_IS_Z = ((0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
 
 class JoinedViews:
@@ -52,10 +52,18 @@ def refuse_part_of_group(samples: int, views: int) -> None:
 
 
 def camera_matrix(pose: Float[Tensor, "b 4 4"] | None, like: Tensor) -> Float[Tensor, "b 16"]:
-    """Camera-to-world for the network: +z up, at distance 1, flattened by rows; zeros where there is no camera."""
+    """Camera-to-world as MVDream was trained with: +z up, at distance 1, flattened by rows; zeros for no camera.
+
+    Axes are those of ``get_camera`` and ``normalize_camera`` in ``bytedance/MVDream`` and of its 3D code in
+    threestudio, whose azimuth 0 is +x and grows towards +y. What the network makes faces that way more often than not:
+    its authors say so of their data (MV-Dream/MVDream issue 15), and DreamGaussian takes its second view, which is at
+    +x, for the front. Ours faces +z with +y up and azimuth growing towards +x, so (x, y, z) becomes (z, x, y): a turn,
+    no mirror. A camera in front, at (0, 0, 2.6), is told as 0 0 1 1, 1 0 0 0, 0 1 0 0, 0 0 0 1: it stands at (1, 0, 0),
+    and its right is +y. In MVDream's 3D code the null branch is told the camera too.
+    """
     if pose is None:
         return like.new_zeros(len(like), 16)
-    turned = torch.tensor(_UP_IS_Z, device=pose.device, dtype=pose.dtype) @ pose
+    turned = torch.tensor(_FRONT_IS_X_UP_IS_Z, device=pose.device, dtype=pose.dtype) @ pose
     distance = turned[:, :3, 3].norm(dim=1, keepdim=True).clamp_min(1e-8)
     place = torch.cat([turned[:, :3, 3] / distance, turned[:, 3:, 3]], 1)
     return torch.cat([turned[:, :, :3], place[:, :, None]], 2).flatten(1).to(like)

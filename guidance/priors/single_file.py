@@ -5,12 +5,14 @@ What a network is made of is not in such a file, so a folder of its name lies be
 Any folder of the same kind of model will do, for instance Stable Diffusion 1.5's for everything made from it.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from guidance.prior_folder import MissingPriorError
+from guidance.prior_folder import CONVERT, PICKLES, MissingPriorError
+from guidance.priors.ldm_names import CAMERA, as_diffusers, is_multiview, multiview_weights, unet_of
 
 
 def require_configuration(file: Path, config: Path) -> None:
@@ -19,6 +21,10 @@ def require_configuration(file: Path, config: Path) -> None:
     Raises:
         MissingPriorError: with what to put where.
     """
+    if file.suffix in PICKLES:
+        _refuse(
+            file, f"it could run code when opened, so it is left alone. Make safetensors of it elsewhere: {CONVERT}"
+        )
     if not file.is_file():
         _refuse(file, "there is no such file")
     if not (config / "model_index.json").is_file():
@@ -42,13 +48,13 @@ def read_single_file(file: Path, config: Path, pipeline: str | None, dtype: torc
     if not pipeline:
         _refuse(file, f"{config} names no pipeline that single files are made for")
     kind = getattr(diffusers, pipeline)
-    leave_out = {
+    given: dict[str, Any] = {
         name: None for name in ("safety_checker", "feature_extractor") if name in kind.__init__.__annotations__
     }
     try:
-        loaded = kind.from_single_file(
-            str(file), config=str(config), local_files_only=True, torch_dtype=dtype, **leave_out
-        )
+        if weights := multiview_weights(file):
+            given["unet"] = unet_of(_multiview_settings(config, weights), weights, dtype)
+        loaded = kind.from_single_file(str(file), config=str(config), local_files_only=True, torch_dtype=dtype, **given)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         _refuse(file, f"it cannot be read as {pipeline} ({error})", error)
     components = {name: part for name, part in loaded.components.items() if part is not None}
@@ -56,6 +62,15 @@ def read_single_file(file: Path, config: Path, pipeline: str | None, dtype: torc
     if not flow:
         components["scheduler"] = diffusers.DDPMScheduler.from_config(loaded.scheduler.config)
     return components
+
+
+def _multiview_settings(config: Path, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Of MVDream's U-Net, from MVDream's settings or those of the Stable Diffusion that it was made of."""
+    settings = json.loads((config / "unet" / "config.json").read_text(encoding="utf-8"))
+    if is_multiview(settings):
+        return as_diffusers(settings)
+    size = weights[f"{CAMERA}0.weight"].shape[1]
+    return settings | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": size}
 
 
 def _refuse(file: Path, problem: str, cause: Exception | None = None) -> NoReturn:

@@ -1,11 +1,13 @@
 """Stable Diffusion as one file with the names that its authors gave the weights: what most checkpoints look like."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+Names = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -37,9 +39,14 @@ _UNET = {
 }
 
 
-def write_one_file(folder: Path, file: Path) -> None:
-    """Write the weights of the tiny Stable Diffusion in ``folder`` as one file."""
-    weights = {f"model.diffusion_model.{_unet(n)}": v for n, v in _weights(folder / "unet").items()}
+def stable_diffusion_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tiny Stable Diffusion's U-Net under its authors' names."""
+    return {_unet(name): value for name, value in weights.items()}
+
+
+def write_one_file(folder: Path, file: Path, names: Names = stable_diffusion_names) -> None:
+    """Write the weights in ``folder`` as one file; ``names`` gives those of the U-Net their old names."""
+    weights = {f"model.diffusion_model.{n}": v for n, v in names(_weights(folder / "unet")).items()}
     for name, value in _weights(folder / "vae").items():
         old = _vae(name)
         conv = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", old) is not None

@@ -1,0 +1,151 @@
+"""Folders as MVDream and Zero123 are published: their own classes and names, which no code of theirs is run for.
+
+The names are written out by hand, block by block, so that they are right whatever the reader does.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors.torch import load_file, save_file
+
+from studio.toybox.model import tokenizer
+from tests.priors.tiny import WIDTH, schedule, text_encoder, vae
+
+MVDREAM = {
+    "_class_name": "MultiViewUNetModel",
+    "_diffusers_version": "0.25.0",
+    "attention_resolutions": [2, 1],
+    "camera_dim": 16,
+    "channel_mult": [1, 1, 2],
+    "context_dim": WIDTH,
+    "image_size": 8,
+    "in_channels": 4,
+    "model_channels": 32,
+    "num_head_channels": 16,
+    "num_res_blocks": 2,
+    "out_channels": 4,
+    "transformer_depth": 1,
+}
+"""Settings as in ``ashawkey/mvdream-sd2.1-diffusers``, of a small network of three levels."""
+_BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.attentions.0": "input_blocks.1.1",
+    "down_blocks.0.resnets.1": "input_blocks.2.0",
+    "down_blocks.0.attentions.1": "input_blocks.2.1",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.4.0",
+    "down_blocks.1.attentions.0": "input_blocks.4.1",
+    "down_blocks.1.resnets.1": "input_blocks.5.0",
+    "down_blocks.1.attentions.1": "input_blocks.5.1",
+    "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
+    "down_blocks.2.resnets.0": "input_blocks.7.0",
+    "down_blocks.2.resnets.1": "input_blocks.8.0",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+    "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.resnets.1": "output_blocks.1.0",
+    "up_blocks.0.resnets.2": "output_blocks.2.0",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.2.1.conv",
+    "up_blocks.1.resnets.0": "output_blocks.3.0",
+    "up_blocks.1.attentions.0": "output_blocks.3.1",
+    "up_blocks.1.resnets.1": "output_blocks.4.0",
+    "up_blocks.1.attentions.1": "output_blocks.4.1",
+    "up_blocks.1.resnets.2": "output_blocks.5.0",
+    "up_blocks.1.attentions.2": "output_blocks.5.1",
+    "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
+    "up_blocks.2.resnets.0": "output_blocks.6.0",
+    "up_blocks.2.attentions.0": "output_blocks.6.1",
+    "up_blocks.2.resnets.1": "output_blocks.7.0",
+    "up_blocks.2.attentions.1": "output_blocks.7.1",
+    "up_blocks.2.resnets.2": "output_blocks.8.0",
+    "up_blocks.2.attentions.2": "output_blocks.8.1",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding.linear_1": "camera_embed.0",
+    "class_embedding.linear_2": "camera_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_LAYERS = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def published_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A U-Net's weights under the names that MVDream's authors gave them."""
+    named = {}
+    for name, value in weights.items():
+        block = next(b for b in _BLOCKS if name.startswith(f"{b}."))
+        layer, dot, rest = name.removeprefix(f"{block}.").partition(".")
+        old = _LAYERS.get(layer, layer) if ".resnets." in block else layer
+        named[f"{_BLOCKS[block]}.{old}{dot}{rest}"] = value
+    return named
+
+
+def write_mvdream(plain: Path, folder: Path) -> None:
+    """One network twice: as Stable Diffusion with hints, and as MVDream is published."""
+    network: Any = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32, 64),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(2, 2, 4),  # pyright: ignore[reportArgumentType]
+        use_linear_projection=True,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=16,
+    )
+    parts = {"vae": vae(), "text_encoder": text_encoder(), "tokenizer": tokenizer(), "scheduler": schedule()}
+    unchecked: Any = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    diffusers.StableDiffusionPipeline(unet=network, **parts, **unchecked).save_pretrained(plain)
+    (plain / "dreamkiln.json").write_text(json.dumps({"format": 1, "views": 4, "camera": "matrix"}))
+
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(plain / name, folder / name)
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text(json.dumps(MVDREAM))
+    (folder / "unet" / "mv_unet.py").write_text("raise SystemExit('code ran')")
+    weights = load_file(plain / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file(published_names(weights), folder / "unet" / "diffusion_pytorch_model.safetensors")
+    index = {
+        "_class_name": "MVDreamPipeline",
+        "_diffusers_version": "0.25.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["mv_unet", "MultiViewUNetModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def as_zero123_xl(plain: Path, folder: Path) -> None:
+    """A Zero123 folder as ``bennyguo/zero123-xl-diffusers`` and ``ashawkey/zero123-xl-diffusers`` are laid out."""
+    shutil.copytree(plain, folder)
+    (folder / "cc_projection").rename(folder / "clip_camera_projection")
+    old = folder / "clip_camera_projection" / "diffusion_pytorch_model.safetensors"
+    layer = {name.replace("projection.", "proj."): value for name, value in load_file(old).items()}
+    old.unlink()
+    save_file(layer, old.with_suffix(".fp16.safetensors"))
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(unet, unet.with_suffix(".fp16.safetensors"))
+    unet.rename(unet.with_suffix(".fp16_ema.safetensors"))
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["cc_projection"]
+    index |= {"_class_name": "Zero123Pipeline", "clip_camera_projection": ["zero123", "CLIPCameraProjection"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
