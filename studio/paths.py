@@ -70,7 +70,12 @@ def resolve_prior(name_or_path: str | Path) -> Path:
             return preset.folder.resolve()
         raise UnknownPrior(what_to_do(preset))
     if folder.is_file():
-        raise UnknownPrior(f"{folder} is no prior: a single file must be *.safetensors; others could run code")
+        from guidance.prior_folder import CONVERT  # which imports torch
+
+        raise UnknownPrior(
+            f"{folder} is no prior: a single file must be *.safetensors; others could run code. Where you trust it, "
+            f"this makes one of it: {CONVERT}"
+        )
     if folder.is_dir():
         raise UnknownPrior(
             f"{folder} holds no prior: expected diffusers' layout, that is model_index.json or a folder "
