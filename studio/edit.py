@@ -23,6 +23,7 @@ from representations.scene import Representation
 from studio.checkpoints import Checkpoints, read_state, write_state
 from studio.codec import decode, encode
 from studio.folder import RunError, read_request
+from studio.prior_options import PriorOptions
 from studio.region import region_problems
 from studio.request import Edit, Regularizers, Request, Stage
 from studio.tuning import suited
@@ -87,7 +88,8 @@ def edit(
 ) -> Request:
     """A request that changes what the finished run ``source`` made until it fits another prompt.
 
-    Negative prompt, cameras, export and seed are the source's; so are the regularisers, at their final weights.
+    Negative prompt, cameras, export and seed are the source's; so are the regularisers, at their final weights, and the
+    files on top of the prior, unless it is another one.
 
     Args:
         source: folder of the run.
@@ -106,8 +108,12 @@ def edit(
     guidance = suited(method, prior) if isinstance(method, type) else method
     final = {f.name: Schedule(getattr(last.regularizers, f.name)(1.0)) for f in dataclasses.fields(Regularizers)}
     stage = Stage(found.representation_spec, guidance, STEPS, last.cameras, Regularizers(**final))
-    task = Edit(source.absolute(), tuple(keep), region=region)
-    return dataclasses.replace(found.request, prompt=prompt, prior=prior, stages=(stage,), task=task, debug_every=0)
+    task, options = Edit(source.absolute(), tuple(keep), region=region), found.request.prior_options
+    if prior != found.request.prior:
+        options = PriorOptions(resources=options.resources)
+    return dataclasses.replace(
+        found.request, prompt=prompt, prior=prior, prior_options=options, stages=(stage,), task=task, debug_every=0
+    )
 
 
 def finished(run: Path) -> Source:

@@ -11,10 +11,11 @@ from guidance.methods import AnyGuidance
 from guidance.prior_folder import read_hints
 from representations.box import Box
 from representations.kinds import AnyRepresentation
+from studio.anchoring import anchored
 from studio.codec import members, nearest
 from studio.paths import MissingAsset, UnknownPrior, resolve_prior
 from studio.places import with_whole_values
-from studio.prior_options import PriorOptions, for_views_of
+from studio.prior_options import for_views_of
 from studio.recipes import RECIPES
 from studio.request import Request
 from studio.tuning import is_bundled, suited, wishes
@@ -87,7 +88,13 @@ class Edit:
     its sides, so leave a tenth around what is to change. Objects lie within 1 of the origin; +x is right as seen from
     the front, +y up, +z towards the front."""
     prior: str | None = None
-    """Another prior than the run's."""
+    """Another prior than the run's, without the files that were on top of that."""
+    lora: tuple[str, ...] = ()
+    """LoRA files on top of the prior, each FILE or FILE:WEIGHT, as safetensors; the run's without them."""
+    textual_inversion: tuple[str, ...] = ()
+    """Files with new words for prompts, as safetensors; the run's without them."""
+    image: str = ""
+    """Picture that prompts, for an IP-Adapter or a novel-view prior; the run's without it."""
     negative: str | None = None
     """What it should not look like; the run's without it."""
     seed: int | None = None
@@ -133,10 +140,8 @@ def build_request(options: Generate, knobs: list[str]) -> Request:
         )
     if options.steps is not None:
         stages = with_steps(stages, options.steps)
-    image = str(Path(options.image).absolute()) if options.image else ""
-    files = PriorOptions(_absolute(options.lora), _absolute(options.textual_inversion), image)
-    request = dataclasses.replace(request, stages=stages, prior_options=files, **_given(options))
-    return with_knobs(_fitting(request), knobs)
+    request = _with_files(dataclasses.replace(request, stages=stages, **_given(options)), options)
+    return anchored(with_knobs(_fitting(request), knobs))
 
 
 def build_edit(options: Edit, knobs: list[str]) -> Request:
@@ -153,15 +158,17 @@ def build_edit(options: Edit, knobs: list[str]) -> Request:
     region = None if options.box is None else Box(options.box[:3], options.box[3:])
     request = edit(options.run, options.prompt, method, options.keep, options.prior, region)
     stages = request.stages if options.steps is None else with_steps(request.stages, options.steps)
-    request = dataclasses.replace(request, stages=stages, **_given(options))
-    request = with_knobs(request, knobs, "studio edit RUN PROMPT")
+    request = _with_files(dataclasses.replace(request, stages=stages, **_given(options)), options)
+    request = anchored(with_knobs(_fitting(request), knobs, "studio edit RUN PROMPT"))
     check_source(request)
     return request
 
 
-def _absolute(files: tuple[str, ...]) -> tuple[str, ...]:
-    """Files by their whole paths: a run may be resumed from anywhere."""
-    return tuple(str(Path(file).absolute()) for file in files)
+def _with_files(request: Request, options: Generate | Edit) -> Request:
+    """The request with the files on top of its prior that the command line names."""
+    named = {name: getattr(options, name) for name in ("lora", "textual_inversion", "image")}
+    given = {name: value for name, value in named.items() if value}
+    return dataclasses.replace(request, prior_options=dataclasses.replace(request.prior_options, **given))
 
 
 def _fitting(request: Request) -> Request:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from studio.anchoring import anchored
 from studio.codec import decode, encode
 from studio.folder import slug
 from studio.jobs.folders import names_like
 from studio.jobs.job import Item, Job, State, UnknownJob
-from studio.paths import holds_prior
 from studio.request import Request
 
 _LONGEST_SEARCH = 200
@@ -70,28 +70,8 @@ def keep_template(db: sqlite3.Connection, template: Request) -> str:
 
 def shared(template: Request) -> tuple[str, str]:
     """What jobs share of a request, which is all but prompt and seed: the hash of the content, and the content."""
-    text = json.dumps(encode(replace(_anchored(template), prompt="", seed=0)), sort_keys=True)
+    text = json.dumps(encode(replace(anchored(template), prompt="", seed=0)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16], text
-
-
-def _anchored(template: Request) -> Request:
-    """The same with whole paths: workers may be started in another folder than this one."""
-    if template.task is not None:
-        template = replace(template, task=replace(template.task, source=template.task.source.absolute()))
-    options = template.prior_options
-    options = replace(
-        options,
-        lora=tuple(map(_whole_path, options.lora)),
-        textual_inversion=tuple(map(_whole_path, options.textual_inversion)),
-        image=_whole_path(options.image),
-    )
-    prior = Path(template.prior)
-    is_path = (prior.is_dir() and holds_prior(prior)) or (prior.is_file() and prior.suffix == ".safetensors")
-    return replace(template, prior_options=options, prior=str(prior.absolute()) if is_path else template.prior)
-
-
-def _whole_path(text: str) -> str:
-    return str(Path(text).absolute()) if text and not text.startswith("~") else text
 
 
 def request_of(db: sqlite3.Connection, job: Job) -> Request:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from guidance import DDS, PDS, SDS
+from guidance.priors.resources import Resources
 from guidance.schedules import Schedule
 from representations.hash_field import HashField
 from representations.particles import Particles
@@ -20,6 +21,9 @@ from studio.codec import decode, encode
 from studio.edit import edit, finished
 from studio.events import Checkpointed, Exported, Finished, Stepped
 from studio.optimize import optimize
+from studio.options import Edit as EditOptions
+from studio.options import build_edit
+from studio.prior_options import PriorOptions
 from studio.request import Edit, Regularizers, Request, Stage, check
 from studio.run import RunError, read_request, resume_run, run_request
 
@@ -258,3 +262,37 @@ def test_the_command_line_edits(source: Path, tmp_path: Path, capsys):
     made = read_request(folder)
     assert (made.stages[0].guidance, made.steps, made.seed) == (PDS(scale=3.0), 2, 4)
     assert made.task == Edit(source, (), 0.2)
+
+
+def test_files_on_top_of_the_prior_are_the_sources_unless_others_are_named(source: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resources = Resources(vae_slicing=True)
+    files = PriorOptions(("/old.safetensors:0.5",), ("/word.safetensors",), "/cat.png", 24, resources)
+    shutil.copytree(source, tmp_path / "run")
+    request = dataclasses.replace(read_request(source), prior_options=files)
+    (tmp_path / "run" / "request.json").write_text(json.dumps(encode(request)))
+    assert build_edit(EditOptions(Path("run"), "a blue cube"), []).prior_options == files
+    named = EditOptions(Path("run"), "a blue cube", lora=("new.safetensors", "b.safetensors:2"), image="dog.png")
+    made = build_edit(named, [])
+    expected = (str(tmp_path / "new.safetensors"), str(tmp_path / "b.safetensors:2"))
+    assert made.prior_options == dataclasses.replace(files, lora=expected, image=str(tmp_path / "dog.png"))
+    word = dataclasses.replace(named, lora=(), image="", textual_inversion=("new.safetensors",))
+    assert build_edit(word, []).prior_options.textual_inversion == (str(tmp_path / "new.safetensors"),)
+    # Files of one prior do not fit another.
+    other = build_edit(dataclasses.replace(named, prior="toybox-64", lora=()), [])
+    assert other.prior_options == PriorOptions(image=str(tmp_path / "dog.png"), resources=resources)
+
+
+def test_a_prior_that_sees_several_views_as_one_gets_them(source: Path, tmp_path: Path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    (tmp_path / "dreamkiln.json").write_text('{"views": 4}')
+    (stage,) = build_edit(EditOptions(source, "a blue cube", prior=str(tmp_path)), []).stages
+    assert stage.cameras.views == 4 and stage.guidance.controls.group
+
+
+def test_the_command_line_names_files_on_top(source: Path, capsys):
+    words = ["edit", str(source), "a blue cube", "--lora", "nowhere.safetensors:0.5", "other.safetensors"]
+    assert run([*words, "--textual-inversion", __file__, "--image", "nowhere.png"]) == BAD_USAGE
+    shown = capsys.readouterr().err
+    assert "there is no file" in shown and "There is no picture" in shown
