@@ -16,6 +16,7 @@ from representations.box import Box
 from representations.kinds import AnyRepresentation
 from studio.cameras import Orbit
 from studio.codec import nearest
+from studio.limits import MOST_STAGES, too_large, too_large_export, too_large_kind
 from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, resolve_prior
 from studio.prior_options import PriorOptions, option_problems, view_problems
 from studio.region import region_problems
@@ -165,6 +166,8 @@ def _check_numbers(request: Request) -> list[Problem]:
     wrong = []
     if not request.stages or request.stages[0].representation is None:
         wrong.append("The first stage needs a representation to optimise")
+    if len(request.stages) > MOST_STAGES:
+        wrong.append(f"A run has at most {MOST_STAGES} stages, not {len(request.stages)}")
     for i, stage in enumerate(request.stages):
         checks = {
             f"stages.{i}.steps must be 1 or more, not {stage.steps}": stage.steps >= 1,
@@ -173,6 +176,7 @@ def _check_numbers(request: Request) -> list[Problem]:
             f"stages.{i}.at_once must be 1 or more, not {stage.at_once}": stage.at_once is None or stage.at_once >= 1,
         }
         wrong += [text for text, holds in checks.items() if not holds]
+        wrong += too_large(stage, f"stages.{i}")
         wrong += _lacking(stage, request.task)
     wrong += export_problems(request.export)
     checks = {
@@ -191,8 +195,9 @@ def export_problems(export: Export) -> list[str]:
         f"export.texture must be between 16 and 8192, not {export.texture}": 16 <= export.texture <= 8192,
         f"export.grid must be between 8 and 512, not {export.grid}": 8 <= export.grid <= 512,
         f"export.picture must be 16 or more, not {export.picture}": export.picture >= 16,
+        f"export.smoothing must be 0 or more, not {export.smoothing}": export.smoothing >= 0,
     }
-    return [text for text, holds in checks.items() if not holds]
+    return [*(text for text, holds in checks.items() if not holds), *too_large_export(export)]
 
 
 def _lacking(stage: Stage, task: Edit | None) -> list[str]:
@@ -220,6 +225,8 @@ def _check_task(request: Request) -> list[Problem]:
 
 def _check_keep(keep: tuple[str, ...], representation: AnyRepresentation) -> list[str]:
     """What is wrong with keeping these groups of parameters."""
+    if too_large_kind(representation, ""):  # said elsewhere, and not to be built
+        return []
     try:
         made = representation.build(torch.Generator(), torch.device("cpu"))
     except ValueError as problem:
