@@ -82,11 +82,12 @@ def resolve_prior(name_or_path: str | Path) -> Path:
             + " or ".join(_NETWORKS)
         )
     known = [*BUNDLED_NAMES, *(preset.name for preset in PRESETS)]
+    whole = ", ".join(preset.name for preset in PRESETS if preset.whole)
     near = difflib.get_close_matches(name, known, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else "."
     raise UnknownPrior(
         f"no prior {name!r}{guess} Bundled is {BUNDLED_PRIOR!r}; known by name are also "
-        f"{', '.join(preset.name for preset in PRESETS)}; any other is a folder in diffusers' layout, or one "
+        f"{whole}; any other is a folder in diffusers' layout, or one "
         "safetensors file, given by its path. Nothing is downloaded unless you ask for it."
     )
 

@@ -8,11 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from guidance.classifier_free import predict_branches
+from guidance.conditioning import viewing_angles
 from guidance.diffusers_prior import DiffusersPrior
 from guidance.priors.controlnet import nearness, normal_colours, normals_of_depth
 from guidance.priors.multiview import camera_matrix
 from guidance.priors.network import Asked
 from guidance.priors.zero123 import relative_pose, squared
+from studio.cameras import Orbit
 from studio.toybox.views import look_from
 from tests.priors.conftest import prompts_of, some_views
 
@@ -64,6 +66,17 @@ def test_mvdreams_null_branch_is_told_the_camera_too(prior_of: Callable[[str], D
     told = prior.predict_noise(noisy, t, condition.null, views.pose)
     assert torch.equal(null, told)
     assert not torch.equal(null, prior.predict_noise(noisy, t, condition.null, None))
+
+
+def test_the_views_of_a_group_stand_a_quarter_turn_apart_at_one_height(prior_of: Callable[[str], DiffusersPrior]):
+    """As ``get_camera`` spreads four of them, and MVDream's 3D code; two groups in a step."""
+    cameras, _ = Orbit(views=8).draw(prior_of("multiview").hints, torch.Generator().manual_seed(0))
+    azimuth, elevation = viewing_angles(cameras.pose)
+    for group in (slice(0, 4), slice(4, 8)):
+        steps = azimuth[group].diff().remainder(360)
+        torch.testing.assert_close(steps, torch.full((3,), 90.0), atol=1e-3, rtol=0)
+        assert elevation[group].std() < 1e-3
+    assert abs(elevation[0] - elevation[4]) > 1
 
 
 # Zero123 --------------------------------------------------------------------------------------------------------------
