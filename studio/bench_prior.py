@@ -38,6 +38,7 @@ from studio.checkpoints import write_atomically
 from studio.cli import FAILED, OK
 from studio.delivery import peak_memory_mb, versions
 from studio.doctor import free_memory
+from studio.memory import is_out_of_memory
 from studio.optimize import make_optimiser, step_rng
 from studio.paths import MissingAsset, resolve_prior
 
@@ -227,6 +228,7 @@ def prior_for(name: str, device: torch.device, timing: PriorTiming) -> Diffusers
     """
     if not is_published(name):
         return DiffusersPrior.load(resolve_prior(name), device, resources=timing.resources, resolution=timing.pixels)
+    forget_peak(device)  # and the prior before this one
     need = needed(name, device, timing)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     if free is not None and need > free:
@@ -280,16 +282,15 @@ def show(names: Sequence[str], timing: PriorTiming, device: torch.device, file: 
                 for row in time_prior(name, prior_for(name, device, timing), timing, status.update):
                     rows.append(row)
                     console.print(_words(row), markup=False)
-            except _REFUSALS as problem:
+            except (RuntimeError, ValueError, MissingPriorError, MissingAsset, MemoryError) as problem:
+                if isinstance(problem, RuntimeError) and not is_out_of_memory(problem):
+                    raise
                 left_out[name] = str(problem).splitlines()[0]
                 console.print(f"{name}: {left_out[name]}", markup=False, style="red")
     if file is not None:
         found = {"machine": about, "rows": [dataclasses.asdict(row) for row in rows], "left_out": left_out}
         write_atomically(file, json.dumps(found, indent=2).encode())
     return FAILED if left_out else OK
-
-
-_REFUSALS = (ValueError, MissingPriorError, MissingAsset, MemoryError, torch.OutOfMemoryError)
 
 
 def _words(row: PriorRow) -> str:

@@ -122,17 +122,22 @@ def test_published_numbers():
     assert VAE_PARAMETERS == {4: 83_653_863, 16: 83_819_683}
 
 
-def test_the_memory_that_is_asked_for_grows_with_what_is_done():
-    def needed(**given: Any) -> float:
-        timing = PriorTiming(**{"pixels": 256, "methods": ("SDS",), "resources": Resources("bfloat16"), **given})
-        return bench_prior.needed("sd15", CPU, timing) / 2**30
+def test_the_memory_that_is_asked_for_holds_the_weights_and_a_step():
+    timing = PriorTiming(pixels=256, methods=("SDS",), resources=Resources("bfloat16"))
+    weights = 2 * (PUBLISHED["sd15"].parameters + VAE_PARAMETERS[4])
+    assert weights < bench_prior.needed("sd15", CPU, timing) < 1.5 * weights
 
-    weights = 2 * (PUBLISHED["sd15"].parameters + VAE_PARAMETERS[4]) / 2**30
-    assert weights < needed() < 2 * weights
-    assert needed() < needed(views=4) < needed(views=4, pixels=512)
+
+def test_the_memory_that_is_asked_for_grows_with_what_is_done(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(PUBLISHED, "sd15", small("sd15"))
+
+    def needed(**given: Any) -> int:
+        return bench_prior.needed("sd15", CPU, PriorTiming(**{"methods": ("SDS",), **given}))
+
+    assert needed() < needed(views=4) < needed(views=4, pixels=64)
     assert needed(views=4, at_once=1) < needed(views=4)
     assert needed() < needed(methods=("SDS", "VSD")) < needed(methods=("SDS", "VSD"), views=4)
-    assert needed(resources=Resources("float32")) > 2 * weights
+    assert needed(resources=Resources("bfloat16")) < needed()
 
 
 # Random weights -------------------------------------------------------------------------------------------------------
@@ -210,6 +215,23 @@ def _no_weights(published: Published, place: torch.device, *rest: Any) -> Any:
     """As always, but for a large model that would get weights."""
     assert place.type == "meta" or published.pixels == 32
     return random_parts(published, place, *rest)
+
+
+def test_memory_that_ends_is_said_and_nothing_else_is_hidden(monkeypatch, tmp_path: Path, capsys):
+    monkeypatch.setitem(PUBLISHED, "sd15", small("sd15"))
+
+    def ends(*_: Any) -> Any:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(bench_prior, "time_prior", ends)
+    words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\nand more of it"
+    assert run(["bench", "--device", "cpu", "--prior", "sd15"]) == FAILED
+    assert (
+        "sd15: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n" in capsys.readouterr().out
+    )
+    words = "a fault of the program"
+    with pytest.raises(RuntimeError, match=words):
+        run(["bench", "--device", "cpu", "--prior", "sd15"])
 
 
 @pytest.mark.parametrize("option", ["--views 0", "--steps -1", "--pixels 0", "--at-once 0"])
