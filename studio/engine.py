@@ -125,7 +125,7 @@ def _go_down(engine: Engine) -> str:
             _checkpoint(engine, run)
     run = engine.run = None
     give_back(engine.device)
-    down = step_down(thrifty(engine.request, engine.downs, index, step), index, step)
+    down = step_down(thrifty(engine.request, engine.downs, index, step), index, step, engine.device.type)
     done = sum(stage.steps for stage in engine.request.stages[:index]) + step
     if down is None:
         raise RunError(

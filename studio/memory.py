@@ -1,9 +1,9 @@
 """What a run does where memory does not suffice: it goes down a ladder, a rung at a time, says so, and goes on.
 
-The rungs, gentlest first: fewer pictures at once through the prior, which changes the result by rounding alone; fewer
-samples along the rays of a field; smaller renders. Each is a function from a stage to a thriftier one, or to None where
-it ends. ``memory.json`` in the run's folder says which were taken, and from which step on, so that a run that is killed
-and resumed takes the same steps in the same way.
+The rungs, gentlest first: fewer pictures at once through the prior, and a prior that trades time for memory, which
+change the result by rounding alone; fewer samples along the rays of a field; smaller renders. Each is a function from a
+request to one with a thriftier stage or prior, or to None where it ends. ``memory.json`` in the run's folder says which
+were taken, and from which step on, so that a run that is killed and resumed takes the same steps in the same way.
 """
 
 import dataclasses
@@ -12,18 +12,21 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
+from guidance.critic import Criticised
+from guidance.priors.loading import pipeline_of
 from representations.hash_field import HashField
 from representations.particles import Particles
 from studio.checkpoints import write_atomically
 from studio.codec import decode, encode
 from studio.folder import RunError
+from studio.paths import resolve_prior
 from studio.request import Request, Stage
 
-Rung = Literal["guidance batch", "ray samples", "resolution"]
+Rung = Literal["guidance batch", "offload", "ray samples", "resolution"]
 
 _FEWEST_PER_CELL = 0.15
 """Samples in a cell of the finest level, below which rays would step over what is there."""
@@ -78,19 +81,69 @@ LADDER: dict[Rung, Callable[[Stage], Stage | None]] = {
     "ray samples": fewer_samples,
     "resolution": smaller_renders,
 }
+"""The rungs that are a stage's alone; ``offload`` is of the prior, and thus of the request."""
 
 
-def step_down(request: Request, stage: int, step: int) -> Down | None:
-    """The next rung for a stage of ``request`` that met the end of memory before ``step`` was done; None: no more."""
+def thriftier_prior(request: Request, index: int) -> Request | None:
+    """A prior that computes again instead of keeping, encodes one picture at a time, and whose text encoders wait in
+    main memory; below that the network's layers wait there too, unless a critic needs them."""
+    resources = request.prior_options.resources
+    saving = with_resources(
+        request,
+        vae_slicing=True,
+        vae_checkpointing=True,
+        network_checkpointing=True,
+        offload="text" if resources.offload == "none" else resources.offload,
+    )
+    if saving != request:
+        return saving
+    learns = any(isinstance(stage.guidance, Criticised) for stage in request.stages[index:])
+    if resources.offload == "layers" or resources.compile != "off" or learns:
+        return None
+    return with_resources(request, offload="layers")
+
+
+def with_resources(request: Request, **changes: Any) -> Request:
+    """The request with another use of the machine by its prior."""
+    options = request.prior_options
+    resources = dataclasses.replace(options.resources, **changes)
+    return dataclasses.replace(request, prior_options=dataclasses.replace(options, resources=resources))
+
+
+def step_down(request: Request, stage: int, step: int, device: str = "cpu") -> Down | None:
+    """The next rung for a stage of ``request`` that met the end of memory before ``step`` was done; None: no more.
+
+    Args:
+        device: kind of the device whose memory it was; rungs that do not help there are left out.
+    """
     for rung in get_args(Rung):
         thriftier = with_rung(request, stage, rung)
-        if thriftier is not None:
+        if thriftier is not None and (rung != "offload" or _helps(request, thriftier, stage, device)):
             return Down(stage, step, rung, _words(thriftier, stage, rung))
     return None
 
 
+def _helps(request: Request, thriftier: Request, index: int, device: str) -> bool:
+    """Whether a thriftier prior needs less of the memory that came to its end."""
+    before, after = request.prior_options.resources, thriftier.prior_options.resources
+    try:
+        place = resolve_prior(request.prior)
+        folder = place.with_suffix("") if place.is_file() else place
+        small = pipeline_of(folder) is None
+    except (OSError, ValueError):
+        return False
+    if after.offload == "layers":
+        return device != "cpu" and not small
+    moves = device != "cpu" and not small and before.offload == "none"
+    encodes = (folder / "vae").is_dir() and not (before.vae_slicing and before.vae_checkpointing)
+    learns = isinstance(request.stages[index].guidance, Criticised) and not before.network_checkpointing
+    return moves or encodes or learns
+
+
 def with_rung(request: Request, index: int, rung: Rung) -> Request | None:
     """The request with a stage one rung further down; None: that rung is at its end."""
+    if rung == "offload":
+        return thriftier_prior(request, index)
     stages = list(request.stages)
     stage = stages[index]
     lower = LADDER[rung](dataclasses.replace(stage, representation=request.representation(index)))
@@ -106,6 +159,13 @@ def _words(request: Request, index: int, rung: Rung) -> str:
     stage = request.stages[index]
     if rung == "guidance batch":
         return f"{stage.at_once} pictures at once through the prior, which takes longer and changes nothing else"
+    if rung == "offload" and request.prior_options.resources.offload == "layers":
+        return "the prior's layers wait in main memory, which takes many times longer and changes nothing else"
+    if rung == "offload":
+        return (
+            "text encoders wait in main memory, and what the way back needs of the prior is computed again, which "
+            "takes longer and changes nothing else"
+        )
     if rung == "ray samples":
         return "half as many samples along each ray"
     return f"renders of {stage.cameras.size} x {stage.cameras.size} pixels"

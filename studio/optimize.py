@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from guidance.conditioning import Prompts
 from guidance.contract import Condition, Guidance, Loss, Prior, Views
 from guidance.prior_folder import Hints
+from guidance.priors.resources import Resources
 from guidance.sharing import WHOLE, Share
 from representations.box import Box
 from representations.cameras import Cameras
@@ -42,6 +43,8 @@ class Run:
     guidance_state: nn.Module
     spec: AnyRepresentation | None = None
     """What the representation was built from, if that is known."""
+    resources: Resources | None = None
+    """How the prior used the machine when ``guidance_state`` was made of it, if that is known."""
     skipped: int | Tensor = 0
     """Steps that came to nothing, because something in them was not finite."""
     whole: bool = True

@@ -55,7 +55,7 @@ def together(home: RunFolder, request: Request, devices: Sequence[str], stop: Ca
         short = yield from _once(home, devices, stop)
         if short is None:
             return
-        yield Warned(_go_down(home.path, request, *short))
+        yield Warned(_go_down(home.path, request, *short, torch.device(devices[0]).type))
 
 
 def refuse_unshared(request: Request, count: int) -> None:
@@ -77,8 +77,8 @@ def refuse_unshared(request: Request, count: int) -> None:
         raise RunError(f"This prior sees {views} views as one, so one device has them all.")
 
 
-def _go_down(folder: Path, request: Request, stage: int, step: int) -> str:
-    down = step_down(thrifty(request, downs_of(folder), stage, step), stage, step)
+def _go_down(folder: Path, request: Request, stage: int, step: int, device: str) -> str:
+    down = step_down(thrifty(request, downs_of(folder), stage, step), stage, step, device)
     if down is None:
         raise RunError(
             f"Out of memory in step {step + 1} of stage {stage + 1}, and there is nothing left to save on. Name more "

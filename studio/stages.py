@@ -6,6 +6,7 @@ from pathlib import Path
 from guidance.conditioning import Prompts
 from guidance.diffusers_prior import DiffusersPrior
 from guidance.piecewise import Piecewise
+from guidance.priors.reuse import use_as
 from representations.scene import Representation
 from studio.edit import Source
 from studio.memory import Down, thrifty
@@ -48,12 +49,17 @@ class Stages:
         return Setting(stage, asked, self.prompts, hints, request.seed, request.task, self.before, share)
 
     def thrifty(self, downs: tuple[Down, ...], index: int, step: int) -> "Stages":
-        """The same as memory allows them after ``step`` steps of a stage."""
-        return replace(self, request=thrifty(self.request, downs, index, step))
+        """The same as memory allows them after ``step`` steps of a stage; the prior uses the machine that way from now
+        on."""
+        request = thrifty(self.request, downs, index, step)
+        self.prior.parts = use_as(self.prior.parts, request.prior_options.resources)
+        return replace(self, request=request)
 
     def retold(self, run: Run) -> Run:
-        """The same run, its representation built anew if this request has other knobs for it."""
-        if run.spec == self.request.representation(run.stage):
+        """The same run, built anew if this request has other knobs for its representation, or its prior's way to use
+        the machine is another now, which adapters follow when they are made."""
+        same_prior = run.resources == self.request.prior_options.resources
+        if same_prior and run.spec == self.request.representation(run.stage):
             return run
         again = self.begin(run.stage, None)
         again.restore(run.state())
@@ -82,7 +88,8 @@ class Stages:
         else:
             representation = spec.start_from(last.representation.scene().detach(), rng, device)
         state = stage.guidance.init(self.prior, step_seed(seed, index, -2))
-        return Run(index, 0, representation, make_optimiser(representation), state, built)
+        resources = self.request.prior_options.resources
+        return Run(index, 0, representation, make_optimiser(representation), state, built, resources)
 
     def _goes_on(self, index: int) -> bool:
         """Whether a stage works on what the first one began with; one that is resumed has none before it at hand."""

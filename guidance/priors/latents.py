@@ -58,7 +58,8 @@ class Autoencoder:
 
     vae: Any
     slicing: bool = False
-    """Encode and decode one picture at a time. For encoding it is done here, so that it serves gradients too."""
+    """Encode and decode one picture at a time, whatever the autoencoder itself is set to. For encoding it is done here,
+    so that it serves gradients too."""
 
     @property
     def factor(self) -> int:
@@ -77,7 +78,7 @@ class Autoencoder:
 
     def mode(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
         """Latents as the autoencoder has them, unscaled."""
-        if self.slicing and len(signed) > 1:
+        if (self.slicing or self.vae.use_slicing) and len(signed) > 1:
             return torch.cat([self._mode(one) for one in signed.split(1)])
         return self._mode(signed)
 
