@@ -36,6 +36,7 @@ LEFT_OUT = {
     "PriorOptions.lora": "files by their paths",
     "PriorOptions.textual_inversion": "files by their paths",
     "PriorOptions.image": "a file by its path",
+    "PriorOptions.one_pass": "a file by its path",
 }
 """Fields that are no knobs, and why."""
 _UNSAID = {"Request.prompt", "Request.stages", "Request.task", "Edit.source"}

@@ -27,9 +27,8 @@ import gradio as gr
 from studio.app.form import Form
 from studio.app.service import Service
 from studio.app.shelf import Shelf
-from studio.app.viewing import MESH, entry, view_file
+from studio.app.viewing import MESH, view_file
 from studio.app.words import state_line
-from studio.folder import RunError
 from studio.paths import BUNDLED_PRIOR
 
 
@@ -66,8 +65,8 @@ def build_api(service: Service, shelf: Shelf) -> None:
 
     def result(job: str) -> str:
         """The textured GLB of a job that is done."""
-        run = service.find(job)
-        path = view_file(shelf, run, entry(service, run)[1], MESH) if run is not None and run.state == "done" else None
+        run = service.done(job)
+        path = None if run is None else view_file(shelf, run, service.asked(run)[0], MESH)
         if path is None:
             raise gr.Error(f"The job {job!r} has no result.", print_exception=False)
         return path
@@ -88,17 +87,13 @@ def status_of(service: Service, ref: str) -> dict[str, Any]:
     if run is None:
         raise gr.Error(f"There is no job {ref!r}.", print_exception=False)
     progress = service.progress(run)
-    position = service.store.position(ref) if run.state == "queued" else None
+    position = service.position(run)
     error = progress.error or (run.job.error if run.job else "")
-    try:
-        prompt = entry(service, run)[1]
-    except RunError:
-        prompt = ""
     return {
         "job": ref,
         "state": run.state,
         "words": state_line(run, progress, position),
-        "prompt": prompt,
+        "prompt": service.asked(run)[0],
         "position": position,
         "step": progress.step,
         "steps": progress.steps,

@@ -1,5 +1,6 @@
 """``studio ui``: the app in a browser, with a worker for each device."""
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def ui(arguments: list[str]) -> int:
     from studio.jobs.job import StoreError
     from studio.verbs import complain, in_words
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, and not at once
     try:
         require_safe(options.host, account(options.auth))  # before any process is started
         _serve(options)
@@ -51,6 +53,8 @@ def ui(arguments: list[str]) -> int:
         return complain(in_words(problem), BAD_USAGE)
     except (AddressError, RunError, StoreError, ValueError) as problem:
         return complain(str(problem), BAD_USAGE)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return OK
 
 
@@ -86,8 +90,10 @@ def _serve(options: Ui) -> None:
 
     _say("Starting ...")
     with Workers(home, devices, quota):
-        launch(build, home, options.host, options.port, options.auth, ready, looks)
-        _say("Stopping; a job at work is queued again at its next step ...")
+        try:
+            launch(build, home, options.host, options.port, options.auth, ready, looks)
+        finally:
+            _say("Stopping; a job at work is queued again at its next step ...")
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,5 @@
 """The Compare tab: two finished results side by side."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -16,8 +15,6 @@ from studio.app.words import result_words
 
 _MOST = 200
 _VIEWS = [("Mesh", MESH), ("Turntable", TURNTABLE), ("Contact sheet", SHEET)]
-
-
 _AGAIN = "setInterval(() => {{ if (dreamkiln.stuck('#dk-model-{}')) trigger('input', {{}}); }}, 500);"
 
 
@@ -28,18 +25,16 @@ class Comparing:
     service: Service
     picks: list[Any]
     """The two pickers."""
-    load: tuple[Callable[..., Any], list[Any], list[Any]]
-    """Function, inputs and outputs that fill the pickers."""
 
     def choices(self) -> list[tuple[str, str]]:
         """Finished runs to choose from: what is shown, and what it stands for."""
-        runs = self.service.finished(limit=_MOST)
-        return [
-            (f"{prompt} · seed {seed} · {run.folder.name}", run.ref) for run, prompt, seed in map(self._entry, runs)
-        ]
+        runs = [entry(self.service, run) for run in self.service.finished(limit=_MOST)]
+        return [(f"{prompt} · seed {seed} · {run.folder.name}", run.ref) for run, prompt, seed in runs]
 
-    def _entry(self, run: Run) -> tuple[Run, str, int]:
-        return entry(self.service, run)
+    def load(self) -> list[Any]:
+        """Updates that fill the pickers."""
+        choices = self.choices()
+        return [gr.Dropdown(choices=choices) for _ in self.picks]
 
     def picked(self, ref: str, first: str | None, second: str | None) -> dict[Any, Any]:
         """Updates that put a run beside the one that was picked before it."""
@@ -66,7 +61,7 @@ def build_comparing(service: Service, shelf: Shelf) -> Comparing:
         run = service.find(ref or "")
         if run is None:
             return gr.Image(None, visible=wanted != MESH), gr.Model3D(None, visible=wanted == MESH), ""
-        path = view_file(shelf, run, entry(service, run)[1], wanted)
+        path = view_file(shelf, run, service.asked(run)[0], wanted)
         mesh = wanted == MESH
         image = gr.Image(None if mesh else path, visible=not mesh)
         return image, gr.Model3D(path if mesh else None, visible=mesh), _facts(service, run)
@@ -78,16 +73,10 @@ def build_comparing(service: Service, shelf: Shelf) -> Comparing:
             show, [pick, view], list(side), concurrency_limit=8, **PRIVATE
         )
 
-    comparing = Comparing(service, picks, (lambda: None, [], []))
-
-    def load() -> list[Any]:
-        choices = comparing.choices()
-        return [gr.Dropdown(choices=choices) for _ in picks]
-
-    return Comparing(service, picks, (load, [], picks))
+    return Comparing(service, picks)
 
 
 def _facts(service: Service, run: Run) -> str:
-    _, prompt, seed = entry(service, run)
+    prompt, seed = service.asked(run)
     words = " · ".join([f"seed {seed}", *result_words(run.report)])
     return f"<b>{escape(prompt)}</b><p>{escape(words)}</p>"

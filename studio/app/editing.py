@@ -13,12 +13,11 @@ from studio.app.change import Box, Change, edit_request, groups_of
 from studio.app.pictures import boxed_views
 from studio.app.service import Run, Service
 from studio.app.shell import edit_command
-from studio.app.viewing import entry
-from studio.app.widgets import QUIET, command, html
+from studio.app.widgets import QUIET, bad, command, html, quiet
 from studio.codec import members
 from studio.edit import STEPS
 from studio.folder import RunError
-from studio.paths import resolve_prior
+from studio.paths import MissingAsset, UnknownPrior, resolve_prior
 from studio.request import LONGEST_PROMPT
 
 _NOT_YET = "Show a finished result; then say here what it is to become."
@@ -57,7 +56,7 @@ class Editing:
 def build_editing(service: Service) -> Editing:
     """Draw the tab."""
     ref = gr.Textbox("", visible=False)
-    about = html(f'<p class="dk-quiet">{_NOT_YET}</p>', "dk-about", js="")
+    about = html(quiet(_NOT_YET), "dk-about", js="")
     prompt = gr.Textbox(label="What it is to be", lines=2, max_length=LONGEST_PROMPT, elem_id="dk-edit-prompt")
     with gr.Row():
         method = gr.Dropdown(_methods(), value="DDS", label="Method", min_width=150)
@@ -82,26 +81,15 @@ def build_editing(service: Service) -> Editing:
     fields = [ref, prompt, method, steps, keep, inside, *sides]
 
     def load(shown: str) -> tuple[Any, ...]:
-        run = _done(service, shown)
-        if run is None:
-            return (
-                shown,
-                f'<p class="dk-quiet">{_NOT_YET}</p>',
-                "",
-                gr.CheckboxGroup(visible=False),
-                gr.Button(interactive=False),
-                "",
-            )
-        words, groups = entry(service, run)[1], groups_of(service.request(run))
-        quiet = f'<p class="dk-quiet">Changes <b>{escape(words)}</b>; the result is a run of its own.</p>'
-        return (
-            shown,
-            quiet,
-            words,
-            gr.CheckboxGroup(groups, value=[], visible=len(groups) > 1),
-            gr.Button(interactive=True),
-            "",
-        )
+        run = service.done(shown)
+        try:
+            groups = [] if run is None else groups_of(service.request(run))
+        except RunError as problem:
+            return shown, bad(str(problem)), "", gr.CheckboxGroup(visible=False), gr.Button(interactive=False), ""
+        words = "" if run is None else service.asked(run)[0]
+        about = f"Changes <b>{escape(words)}</b>; the result is a run of its own." if run else _NOT_YET
+        kept = gr.CheckboxGroup(groups, value=[], visible=len(groups) > 1)
+        return shown, quiet(about), words, kept, gr.Button(interactive=run is not None), ""
 
     def drawn(*values: Any) -> str:
         run, change = _read(service, *values)
@@ -110,13 +98,16 @@ def build_editing(service: Service) -> Editing:
         try:
             return command(edit_command(run.folder, edit_request(run.folder, change), change.box))
         except (RunError, ValueError) as problem:
-            return f'<p class="dk-note dk-bad">{escape(str(problem))}</p>'
+            return bad(str(problem))
 
     def overlay(*values: Any) -> Any:
         run, change = _read(service, *values)
         if run is None or change.box is None:
             return gr.skip()
-        hints = read_hints(resolve_prior(service.request(run).prior))
+        try:
+            hints = read_hints(resolve_prior(service.request(run).prior))
+        except (RunError, UnknownPrior, MissingAsset, ValueError):  # said below the button
+            return gr.skip()
         return boxed_views(run.folder, change.box[:3], change.box[3:], hints["distance"], hints["field_of_view"])
 
     changes = [field.change for field in fields[1:]]
@@ -140,14 +131,9 @@ def _slider(axis: str, end: str) -> gr.Slider:
     return gr.Slider(-1, 1, value=value, step=0.02, label=f"{axis} {end}", min_width=120)
 
 
-def _done(service: Service, ref: str) -> Run | None:
-    run = service.find(ref or "")
-    return run if run is not None and run.state == "done" else None
-
-
 def _read(service: Service, *values: Any) -> tuple[Run | None, Change]:
     """The run and what is to change, out of the tab's components."""
     ref, prompt, method, steps, keep, inside, *sides = values
     x0, x1, y0, y1, z0, z1 = (float(side or 0.0) for side in sides)
     box: Box | None = (min(x0, x1), min(y0, y1), min(z0, z1), max(x0, x1), max(y0, y1), max(z0, z1)) if inside else None
-    return _done(service, ref), Change(prompt or "", method or "DDS", int(steps or STEPS), tuple(keep or ()), box)
+    return service.done(ref), Change(prompt or "", method or "DDS", int(steps or STEPS), tuple(keep or ()), box)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.app.uploads import LARGEST_UPLOAD, check_upload
+from studio.jobs.quota import size_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -124,7 +125,7 @@ class Guard:
         """Let Gradio store the files, look at them, and only then say where they are."""
         import anyio.to_thread
 
-        kept = await anyio.to_thread.run_sync(_size_of, self.rules.uploads)
+        kept = await anyio.to_thread.run_sync(size_of, self.rules.uploads)
         if kept + int(headers["content-length"]) > LARGEST_STORE:
             raise Refused(507, "There is no room for further uploads; start the app again to clear them away.")
         messages: list[Message] = []
@@ -253,10 +254,6 @@ def _check_uploaded(messages: list[Message], uploads: Path) -> None:
         for file in files:
             file.unlink(missing_ok=True)
         raise Refused(415, str(problem)) from problem
-
-
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # Plumbing -------------------------------------------------------------------------------------------------------------

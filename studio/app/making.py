@@ -87,8 +87,7 @@ class Making:
             if run is None:
                 raise RunError(f"There is no run {ref!r} any more.")
             request = self.service.request(run)
-            seed = run.job.seed if run.job else request.seed
-            prompt = run.job.prompt if run.job else request.prompt
+            prompt, seed = self.service.asked(run)
             request = dataclasses.replace(request, prompt=prompt, seed=seed)
             return self.restored(form_of(request, self.service.priors), f"Settings of “{prompt}”.")
         except (RunError, ValueError) as problem:

@@ -45,7 +45,7 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
             with gr.Tab("History", id="history") as history_tab:
                 cards = build_archive(service, history_tab)
         _wire(service, showing, making, comparing, cards, main, tools)
-        compare_tab.select(*comparing.load, **QUIET)
+        compare_tab.select(comparing.load, None, comparing.picks, **QUIET)
         for panel in (editing, exporting):
             showing.result.change(panel.load, showing.result, panel.outputs, **QUIET)
         editing.submitted(showing)
@@ -79,10 +79,14 @@ def _wire(
             return {main: gr.Tabs(selected="studio"), tools: gr.Tabs(selected="make"), **changes}
         if action == "compare":
             return {main: gr.Tabs(selected="compare"), **comparing.picked(ref, first, second)}
+        run = service.find(ref)
         try:
             service.act(action, ref)
         except ValueError as problem:
             gr.Warning(str(problem), title="")
+        else:
+            if action == "clear" and run is not None:
+                showing.shelf.forget(run.folder)
         return {showing.ref: gr.skip()}
 
     for panel in (showing.strip, showing.queue, showing.welcome, cards):

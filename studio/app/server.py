@@ -153,7 +153,9 @@ def serving(
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="app")
         thread.start()
         try:
-            while not server.started and thread.is_alive():
+            while not server.started:
+                if not thread.is_alive():
+                    raise AddressError(f"The page at {url} did not come up; what was written above says why.")
                 time.sleep(0.02)
             yield url
         finally:

@@ -14,7 +14,7 @@ from studio.app.form import Form, objections, request_of, wanted
 from studio.app.progress import Progress, Tail
 from studio.estimate import Estimate, estimate
 from studio.folder import RunError, read_request
-from studio.jobs.store import Item, Job, Store
+from studio.jobs.store import Item, Job, Store, UnknownJob
 from studio.options import UsageError
 from studio.request import Problem, Request, check
 
@@ -98,9 +98,7 @@ class Service:
             request, jobs = request_of(form, self.priors), wanted(form)
         except ValueError as problem:
             raise UsageError(str(problem)) from problem
-        errors = [problem.text for problem in objections(form, request) if problem.severity == "error"]
-        if errors:
-            raise UsageError("\n".join(errors))
+        _refuse(objections(form, request))
         return self.store.submit(request, [Item(job.prompt, job.seed) for job in jobs], folders=True)
 
     def submit_checked(self, request: Request) -> str:
@@ -109,9 +107,7 @@ class Service:
         Raises:
             UsageError: there are objections to it; in words.
         """
-        errors = [problem.text for problem in check(request) if problem.severity == "error"]
-        if errors:
-            raise UsageError("\n".join(errors))
+        _refuse(check(request))
         return self.store.submit(request, [Item(request.prompt, request.seed)], folders=True)[0]
 
     # Finding -------------------------------------------------------------------------------------------------------
@@ -119,9 +115,8 @@ class Service:
     def find(self, ref: str) -> Run | None:
         """The run of a job's id, or of a folder's name below home; None if there is none."""
         if re.fullmatch(r"[0-9a-f]{12}", ref):
-            with contextlib.suppress(KeyError):
-                job = self.store.job(ref)
-                return Run(ref, Path(job.folder), job)
+            with contextlib.suppress(UnknownJob):
+                return _run(self.store.job(ref))
         folder = self.home / ref
         if not ref or "\0" in ref or ref.startswith((".", "/")) or ".." in Path(ref).parts:
             return None
@@ -132,11 +127,37 @@ class Service:
         """What a run was asked to make.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: it cannot be read, as when another version of the studio wrote it; in words.
         """
-        if run.job is not None:
+        if run.job is None:
+            return read_request(run.folder)
+        try:
             return self.store.request(run.job)
-        return read_request(run.folder)
+        except ValueError as problem:
+            raise RunError(str(problem)) from problem
+
+    def asked(self, run: Run) -> tuple[str, int]:
+        """Prompt and seed of a run; its own name and 0 where nobody can say."""
+        if run.job is not None:
+            return run.job.prompt, run.job.seed
+        try:
+            request = self.request(run)
+        except RunError:
+            return run.ref, 0
+        return request.prompt, request.seed
+
+    def done(self, ref: str | None) -> Run | None:
+        """The run of a ``ref``, if it is finished."""
+        run = self.find(ref or "")
+        return run if run is not None and run.state == "done" else None
+
+    def position(self, run: Run) -> int | None:
+        """Its place in the queue; None if it does not wait there."""
+        if run.state != "queued":
+            return None
+        with contextlib.suppress(UnknownJob):  # it may have been taken off the list since
+            return self.store.position(run.ref)
+        return None
 
     def progress(self, run: Run) -> Progress:
         """How far a run is."""
@@ -150,17 +171,19 @@ class Service:
         states = ("running", "paused", "queued")
         active = [job for state in states for job in self.store.jobs([state], limit=_MOST_SHOWN)]
         ended = self.store.jobs(["failed", "cancelled", "done"], limit=5, newest_first=True)
-        return [Run(job.id, Path(job.folder), job) for job in [*active, *ended]]
+        return [_run(job) for job in [*active, *ended]]
 
     def finished(self, search: str = "", limit: int = 60) -> list[Run]:
         """Finished runs, newest first: the store's, and those that the command line left in the same home."""
         jobs = self.store.jobs(["done"], search=search, limit=limit, newest_first=True)
-        runs = [Run(job.id, Path(job.folder), job) for job in jobs if (Path(job.folder) / "result.glb").is_file()]
-        known = {Path(job.folder).absolute() for job in self.store.jobs(["done"])}
-        strangers = [p.parent for p in self.home.glob("*/report.json") if p.parent.absolute() not in known]
-        for folder in strangers:
-            if (folder / "result.glb").is_file() and _matches(folder, search):
-                runs.append(Run(folder.name, folder, None))
+        runs = [_run(job) for job in jobs if (job.folder / "result.glb").is_file()]
+        known = {job.folder for job in self.store.jobs(["done"])}
+        strangers = [path.parent for path in self.home.glob("*/report.json") if path.parent not in known]
+        runs += [
+            Run(folder.name, folder, None)
+            for folder in strangers
+            if (folder / "result.glb").is_file() and _matches(folder, search)
+        ]
         return sorted(runs, key=_ended, reverse=True)[:limit]
 
     # Changing ------------------------------------------------------------------------------------------------------
@@ -189,8 +212,8 @@ class Service:
                 plain[action](ref)
             else:
                 raise ValueError(f"No action {action!r}.")
-        except KeyError as problem:
-            raise ValueError(str(problem.args[0] if problem.args else problem)) from problem
+        except UnknownJob as problem:
+            raise ValueError(str(problem)) from problem
 
     def _move(self, ref: str, up: bool) -> None:
         """One place up or down in the queue."""
@@ -206,6 +229,21 @@ class Service:
         """Changes whenever anything that the page shows of a run or of the queue does."""
         own = () if run is None else tuple(_stat(run.folder / name) for name in ("events.jsonl", "report.json"))
         return (self.store.changed(), *own)
+
+
+def _run(job: Job) -> Run:
+    return Run(job.id, job.folder, job)
+
+
+def _refuse(problems: Sequence[Problem]) -> None:
+    """Refuse what has errors.
+
+    Raises:
+        UsageError: with all of them.
+    """
+    errors = [problem.text for problem in problems if problem.severity == "error"]
+    if errors:
+        raise UsageError("\n".join(errors))
 
 
 def _matches(folder: Path, search: str) -> bool:

@@ -81,6 +81,7 @@ class Showing:
 
     def tick(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
         """What is new for a page."""
+        self.shelf.sweep()
         new = frame(self.service, ref or "", view or "", seen or {})
         if new is None:
             return {self.view: gr.skip()}
@@ -131,7 +132,7 @@ def build_showing(service: Service, shelf: Shelf) -> Showing:
         with gr.Tab("Turntable", id=TURNTABLE, visible=False) as tabs[TURNTABLE]:
             pieces[TURNTABLE] = picture("The object, turning")
         with gr.Tab("Maps", id=MAPS, visible=False) as tabs[MAPS]:
-            pieces[MAPS] = picture("Base colour texture")
+            pieces[MAPS] = picture("The textures of the surface")
         with gr.Tab("Contact sheet", id=SHEET, visible=False) as tabs[SHEET]:
             pieces[SHEET] = picture("The object beside what the prior draws", wide=True)
         with gr.Tab("Report", id=REPORT, visible=False) as tabs[REPORT]:

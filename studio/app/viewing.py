@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from studio.app import panels
+from studio.app.maps import write_maps
 from studio.app.progress import Progress
 from studio.app.service import Run, Service
-from studio.app.shelf import Shelf, base_colour, fitted_splats
+from studio.app.shelf import Shelf, fitted_splats
 from studio.folder import RunError, slug
 
 LIVE, MESH, SPLATS, TURNTABLE, MAPS, SHEET, REPORT = VIEWS = (
@@ -23,8 +24,18 @@ LIVE, MESH, SPLATS, TURNTABLE, MAPS, SHEET, REPORT = VIEWS = (
     "sheet",
     "report",
 )
-FILES = (MESH, SPLATS, TURNTABLE, MAPS, SHEET)
+_SOURCES = {
+    MESH: "result.glb",
+    SPLATS: "splats.ply",
+    TURNTABLE: "turntable.webp",
+    MAPS: "result.glb",
+    SHEET: "contact_sheet.png",
+}
+"""The file of a run that a view is of."""
+FILES = tuple(_SOURCES)
 """Views of a file; the others are HTML."""
+_ENDINGS = {MESH: ".glb", SPLATS: ".ply", TURNTABLE: ".webp", MAPS: "-maps.png", SHEET: "-sheet.png"}
+"""Behind the prompt, in the name of the file that a page gets."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ def files(
         changes, have = {name: None for name in FILES if have.get(name)}, {"ref": ref}
     run = service.find(ref)
     if run is not None and view in FILES and have.get(view) != wanted:
-        changes[view] = view_file(shelf, run, entry(service, run)[1], view)
+        changes[view] = view_file(shelf, run, service.asked(run)[0], view)
         have = {**have, view: wanted}
     return changes, have
 
@@ -87,8 +98,7 @@ def _wanted(run: Run | None, view: str) -> str:
         return ""
     if view not in FILES:
         return f"{run.ref} - -"
-    name = {MESH: "result.glb", MAPS: "result.glb", SPLATS: "splats.ply", TURNTABLE: "turntable.webp"}.get(view)
-    path = run.folder / (name or "contact_sheet.png")
+    path = run.folder / _SOURCES[view]
     return f"{run.ref} {view} {path.stat().st_mtime_ns if path.is_file() else 0}"
 
 
@@ -114,7 +124,7 @@ def _view(run: Run | None, ref: str, view: str, seen: dict[str, Any], flags: dic
 def _pieces(service: Service, run: Run | None, view: str) -> dict[str, str]:
     """The HTML that belongs to a run in a view, and the list of jobs."""
     held = service.store.queue_held()
-    rows = [(r, service.progress(r), _position(service, r)) for r in service.listed()]
+    rows = [(r, service.progress(r), service.position(r)) for r in service.listed()]
     pieces = {"queue": panels.queue(rows, held, run.ref if run else "")}
     if run is None:
         recent = [entry(service, found) for found in service.finished(limit=4)]
@@ -122,7 +132,7 @@ def _pieces(service: Service, run: Run | None, view: str) -> dict[str, str]:
         return {**pieces, "strip": nothing, "welcome": panels.welcome(recent)}
     progress = service.progress(run)
     prompt, told = _told(service, run)
-    pieces["strip"] = panels.strip(run, prompt, progress, _position(service, run), held is not None, told)
+    pieces["strip"] = panels.strip(run, prompt, progress, service.position(run), held is not None, told)
     if view == LIVE:
         pieces[LIVE] = panels.live(run, progress)
     elif view == REPORT:
@@ -132,46 +142,27 @@ def _pieces(service: Service, run: Run | None, view: str) -> dict[str, str]:
 
 def view_file(shelf: Shelf, run: Run, prompt: str, view: str) -> str | None:
     """The path of what a viewer shows of a run; None if the run has none."""
-    folder, name = run.folder, slug(prompt)
+    source, name = run.folder / _SOURCES[view], f"{slug(prompt)}{_ENDINGS[view]}"
+    make = {SPLATS: fitted_splats, MAPS: write_maps}.get(view)
     try:
-        if view == MESH:
-            return shelf.copy(folder / "result.glb", f"{name}.glb")
-        if view == SPLATS:
-            return shelf.made(
-                folder / "splats.ply", f"{name}.ply", lambda path: fitted_splats(folder / "splats.ply", path)
-            )
-        if view == TURNTABLE:
-            return shelf.copy(folder / "turntable.webp", f"{name}.webp")
-        if view == MAPS:
-            return shelf.made(
-                folder / "result.glb", f"{name}-colour.png", lambda path: base_colour(folder / "result.glb", path)
-            )
-        return shelf.copy(folder / "contact_sheet.png", f"{name}-sheet.png")
+        return shelf.copy(source, name) if make is None else shelf.made(source, name, make)
     except (OSError, ValueError):  # being written, or damaged: the report says more than a viewer could
         return None
 
 
 def entry(service: Service, run: Run) -> tuple[Run, str, int]:
-    """A finished run for the gallery: with its prompt and seed."""
-    if run.job is not None:
-        return run, run.job.prompt, run.job.seed
-    request = service.request(run)
-    return run, request.prompt, request.seed
+    """A run for the gallery: with its prompt and seed."""
+    return run, *service.asked(run)
 
 
 def _told(service: Service, run: Run) -> tuple[str, str]:
     """A run's prompt, and what was asked for besides it, in short."""
+    prompt, seed = service.asked(run)
     try:
-        request = service.request(run)
+        task = service.request(run).task
     except RunError:
-        return (run.job.prompt if run.job else run.ref), ""
-    seed = run.job.seed if run.job else request.seed
-    words = f"edit of {request.task.source.name}, seed {seed}" if request.task else f"seed {seed}"
-    return (run.job.prompt if run.job else request.prompt), words
-
-
-def _position(service: Service, run: Run) -> int | None:
-    return service.store.position(run.ref) if run.job is not None and run.state == "queued" else None
+        return prompt, ""
+    return prompt, f"edit of {task.source.name}, seed {seed}" if task else f"seed {seed}"
 
 
 def _digest(piece: str) -> str:

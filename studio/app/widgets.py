@@ -1,6 +1,5 @@
 """Small things that all parts of the page are made of."""
 
-import shlex
 from html import escape
 from typing import Any
 
@@ -36,6 +35,11 @@ def command(text: str) -> str:
     )
 
 
-def quoted(words: list[str]) -> str:
-    """Words of a command as a shell reads them."""
-    return shlex.join(words)
+def quiet(markup: str, busy: bool = False) -> str:
+    """A sentence that explains; what comes from elsewhere was escaped before."""
+    return f'<p class="dk-quiet{" dk-pulse" * busy}">{markup}</p>'
+
+
+def bad(text: str) -> str:
+    """A sentence on what is wrong."""
+    return f'<p class="dk-note dk-bad">{escape(text)}</p>'

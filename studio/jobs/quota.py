@@ -90,12 +90,12 @@ def _age(path: Path) -> float:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; links are not followed."""
+    """Bytes of a file, or of all files below a folder; links are not followed, and a file of two names counts once."""
     if not path.is_dir():
         with contextlib.suppress(OSError):
             return path.lstat().st_size
         return 0
-    total, folders = 0, [str(path)]
+    total, folders, seen = 0, [str(path)], set[tuple[int, int]]()
     while folders:
         with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
             for entry in entries:
@@ -103,7 +103,11 @@ def size_of(path: Path) -> int:
                     folders.append(entry.path)
                 else:
                     with contextlib.suppress(OSError):
-                        total += entry.stat(follow_symlinks=False).st_size
+                        found = entry.stat(follow_symlinks=False)
+                        file = found.st_dev, found.st_ino
+                        total += 0 if file in seen else found.st_size
+                        if found.st_nlink > 1:
+                            seen.add(file)
     return total
 
 

@@ -9,6 +9,8 @@ import pytest
 from studio.app.change import Change, edit_request, groups_of
 from studio.app.form import Form, form_of, request_of
 from studio.app.service import Service
+from studio.app.shelf import Shelf
+from studio.app.viewing import files, frame
 from studio.app.words import checks, result_words, state_line
 from studio.folder import RunError
 from studio.options import UsageError
@@ -166,6 +168,36 @@ def test_a_damaged_report_is_no_report(service: Service, studio: Service) -> Non
 def test_settings_of_a_run_make_the_same_again(studio: Service, priors: dict[str, str]) -> None:
     request = studio.request(studio.finished()[0])
     assert request_of(form_of(request, priors), priors) == request
+
+
+def test_a_job_whose_settings_nobody_can_read_is_shown_nevertheless(service: Service) -> None:
+    (id,) = service.submit(Form("a mug", prior="tiny", seed=5))
+    with service.store.database.write() as db:
+        db.execute('UPDATE settings SET request = \'{"of": "another version"}\'')
+    run = service.find(id)
+    assert run is not None and service.asked(run) == ("a mug", 5)
+    with pytest.raises(RunError):
+        service.request(run)
+    new = frame(service, id, "", {})
+    assert new is not None and "a mug" in new.pieces["strip"]
+
+
+def test_a_folder_whose_request_nobody_can_read_has_its_own_name(service: Service, shelf: Shelf) -> None:
+    (service.home / "strange").mkdir()
+    for name in ("request.json", "report.json", "result.glb"):
+        (service.home / "strange" / name).write_text("{}")
+    run = service.find("strange")
+    assert run is not None and service.asked(run) == ("strange", 0)
+    path = files(service, shelf, "strange mesh 1", {})[0]["mesh"]
+    assert path is not None and path.endswith("strange.glb")
+
+
+def test_a_job_that_is_taken_off_the_list_meanwhile_has_no_place(service: Service) -> None:
+    (id,) = service.submit(MUG)
+    run = service.find(id)
+    assert run is not None and service.position(run) == 1
+    service.act("clear", id)
+    assert service.position(run) is None and service.find(id) is None and service.done(id) is None
 
 
 # Edits ----------------------------------------------------------------------------------------------------------------

@@ -1,22 +1,32 @@
 """What a page is told: all of it at first, then only what changed, and no file twice."""
 
 import io
+import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from trimesh import Trimesh
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial
 
 from guidance.prior_folder import default_hints
 from representations.cameras import orbit
 from representations.splat_scene import SplatScene
 from studio.app import panels
+from studio.app import shelf as shelf_module
+from studio.app.exported import exported
 from studio.app.form import Form
+from studio.app.maps import textures, write_maps
 from studio.app.pictures import boxed_views, corners, newest_previews, preview_uri, project, thumbnail
 from studio.app.progress import Progress
 from studio.app.service import Run, Service
 from studio.app.settings_panel import settings_panel
-from studio.app.shelf import Shelf, base_colour, fitted_splats
+from studio.app.shelf import Shelf, fitted_splats
 from studio.app.viewing import FILES, LIVE, MESH, REPORT, files, frame
 from studio.export.splat_ply import load_splat_ply, splat_ply_bytes
 from studio.recipes import RECIPES
@@ -175,9 +185,81 @@ def test_the_shelf_copies_once_for_each_state(tmp_path: Path, shelf: Shelf) -> N
 
 def test_the_texture_of_a_result(studio: Service, tmp_path: Path) -> None:
     (run,) = studio.finished()
-    base_colour(run.folder / "result.glb", tmp_path / "map.png")
+    write_maps(run.folder / "result.glb", tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as image:
-        assert image.size == (64, 64)
+        assert image.size == (64, 64) and image.format == "PNG"
+    found = textures(run.folder / "result.glb")
+    assert list(found) == ["Base colour"] and (tmp_path / "map.png").read_bytes() == found["Base colour"]
+
+
+def test_all_textures_of_a_surface_are_side_by_side(tmp_path: Path) -> None:
+    colours = {"baseColorTexture": (200, 40, 90), "metallicRoughnessTexture": (0, 250, 10), "normalTexture": (128,) * 3}
+    pictures = {name: Image.new("RGB", (32, 32), colour) for name, colour in colours.items()}
+    corners, faces = [[0.0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]
+    visual = TextureVisuals(np.array(corners)[:, :2], material=PBRMaterial(**pictures))
+    content = Trimesh(corners, faces, visual=visual, process=False).export(file_type="glb")
+    assert isinstance(content, bytes)
+    (tmp_path / "a.glb").write_bytes(content)
+    assert [name.split(" ")[0] for name in textures(tmp_path / "a.glb")] == ["Base", "Roughness", "Normals"]
+    write_maps(tmp_path / "a.glb", tmp_path / "maps.png")
+    with Image.open(tmp_path / "maps.png") as sheet:
+        width, height = sheet.size
+        shown = [sheet.getpixel((x + 16, height - 16)) for x in (0, 48, 96)]
+    assert width == 3 * 32 + 2 * 16 and shown == list(colours.values())
+    bare = Trimesh(corners, faces, process=False).export(file_type="glb")
+    assert isinstance(bare, bytes)
+    (tmp_path / "bare.glb").write_bytes(bare)
+    with pytest.raises(ValueError, match="no texture"):
+        write_maps(tmp_path / "bare.glb", tmp_path / "none.png")
+
+
+def test_the_shelf_is_swept(tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf_module, "_EVERY", 0.0)
+    runs = [tmp_path / name for name in ("kept", "gone", "cleared")]
+    rooms = []
+    for run in runs:
+        run.mkdir()
+        (run / "result.glb").write_bytes(run.name.encode())
+        rooms.append(shelf.room(run))
+        (rooms[-1] / "a.zip").write_bytes(b"exported")
+    copies = [Path(str(shelf.copy(run / "result.glb", "a.glb"))) for run in runs]
+    shelf.sweep()
+    assert all(room.is_dir() for room in rooms) and all(copy.is_file() for copy in copies)
+    shutil.rmtree(runs[1])
+    shelf.sweep()
+    assert [room.is_dir() for room in rooms] == [copy.is_file() for copy in copies] == [True, False, True]
+    shelf.forget(runs[2])
+    assert [room.is_dir() for room in rooms] == [copy.is_file() for copy in copies] == [True, False, False]
+    for folder in (rooms[0], copies[0].parent):
+        os.utime(folder, (time.time() - 3700, time.time() - 3700))
+    shelf.sweep()
+    assert (rooms[0].is_dir(), copies[0].is_file()) == (False, True), "an export stays an hour, a copy a day"
+    os.utime(copies[0].parent, (time.time() - 80_000, time.time() - 80_000))
+    assert shelf.copy(runs[0] / "result.glb", "a.glb") == str(copies[0])  # so it is younger now
+    os.utime(copies[0].parent, (time.time() - 90_000, time.time() - 90_000))
+    shelf.sweep()
+    assert not list(shelf.folder.iterdir())
+
+
+def test_an_export_says_what_it_does_and_where_it_is(studio: Service, shelf: Shelf) -> None:
+    (run,) = studio.finished()
+    *phases, end = exported(run.folder, shelf, "glb", "100", 32)
+    assert [phase.words for phase in phases][:2] == ["Beginning", "Read"] and not any(phase.over for phase in phases)
+    assert end.over and end.path is not None and end.path.is_relative_to(shelf.folder) and end.path.name in end.words
+    again = list(exported(run.folder, shelf, "stl", 0, 0))[-1]
+    assert again.path is not None and again.path.suffix == ".stl" and end.path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "faces", "words"),
+    [("glb", "many", "a whole number, not 'many'"), ("stl", "9" * 5000, "a whole number"), ("splat-ply", 0, "a field")],
+)
+def test_an_export_that_cannot_be_says_why_and_is_over(
+    kind: str, faces: object, words: str, studio: Service, shelf: Shelf
+) -> None:
+    (run,) = studio.finished()
+    end = list(exported(run.folder, shelf, kind, faces, 0))[-1]
+    assert end.over and end.path is None and words in end.words
 
 
 def test_the_viewers_cloud_is_turned_and_fits(tmp_path: Path) -> None:

@@ -113,3 +113,11 @@ def test_sizes_that_mean_nothing_are_refused(text: str) -> None:
 
 def test_sizes_are_said() -> None:
     assert [in_words(n) for n in (0, 999, 1500, 20 * 10**9)] == ["0 B", "999 B", "1.5 KB", "20 GB"]
+
+
+def test_a_file_of_two_names_takes_its_room_once(tmp_path: Path) -> None:
+    (tmp_path / "shown").mkdir()
+    os.link(put(tmp_path / "result.glb", 0.0), tmp_path / "shown" / "a-mug.glb")
+    assert size_of(tmp_path) == KILO
+    put(tmp_path / "other.glb", 0.0)
+    assert size_of(tmp_path) == 2 * KILO
