@@ -8,6 +8,10 @@ from studio.paths import holds_prior
 from studio.request import Request
 
 
+_NAMES = ("own",)
+"""Values of these options that are no paths: one-pass guidance of the prior's own folder."""
+
+
 def anchored(request: Request) -> Request:
     """The same request with whole paths: of its prior, of all files on top of it, and of an edit's source.
 
@@ -18,7 +22,7 @@ def anchored(request: Request) -> Request:
             request, task=dataclasses.replace(request.task, source=request.task.source.absolute())
         )
     options = request.prior_options
-    # Every text among these options names a file.
+    # Every other text among these options names a file.
     texts = {f.name: _whole(getattr(options, f.name)) for f in dataclasses.fields(options)}
     prior = Path(request.prior)
     is_path = (prior.is_dir() and holds_prior(prior)) or (prior.is_file() and prior.suffix == ".safetensors")
@@ -32,5 +36,5 @@ def anchored(request: Request) -> Request:
 def _whole(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_whole, value))
-    named = isinstance(value, str) and value and not value.startswith("~")
+    named = isinstance(value, str) and value and value not in _NAMES and not value.startswith("~")
     return str(Path(value).absolute()) if named else value

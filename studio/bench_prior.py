@@ -15,14 +15,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from guidance import SDS, VSD
 from guidance.conditioning import Prompts
-from guidance.contract import Guidance, Prior, Views
+from guidance.contract import Guidance, OnePassPrior, Prior, Views
 from guidance.diffusers_prior import DiffusersPrior
 from guidance.piecewise import Piecewise
 from guidance.prior_folder import MissingPriorError
@@ -115,6 +115,11 @@ class Clocked:
         """As the prior does."""
         with self._clock.during("network"):
             return self._prior.predict_noise(*given, **named)
+
+    def predict_both(self, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """As the prior does, if it can."""
+        with self._clock.during("network"):
+            return cast(OnePassPrior, self._prior).predict_both(*given, **named)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from studio.anchoring import anchored
 from studio.codec import encode
 from studio.folder import read_request
 from studio.jobs.store import Item, Store
@@ -69,4 +70,6 @@ def test_the_command_line_names_whole_paths_wherever_they_are_given(models: Path
     assert request.prior_options.lora == (str(models / "style.safetensors"),)
     assert request.prior_options.textual_inversion == (str(models / "toy.safetensors"),)
     assert build_request(Generate("a toy"), []).prior == "toybox-64"
+    own = dataclasses.replace(request, prior_options=dataclasses.replace(request.prior_options, image="own"))
+    assert anchored(own) == own  # a word, not a file
     assert str(models) not in str(encode(build_request(Generate("a toy"), [])))
