@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_the_texture_of_a_result(studio: Service, tmp_path: Path) -> None:
 
 def test_all_textures_of_a_surface_are_side_by_side(tmp_path: Path) -> None:
     colours = {"baseColorTexture": (200, 40, 90), "metallicRoughnessTexture": (0, 250, 10), "normalTexture": (128,) * 3}
-    pictures = {name: Image.new("RGB", (32, 32), colour) for name, colour in colours.items()}
+    pictures: dict[str, Any] = {name: Image.new("RGB", (32, 32), colour) for name, colour in colours.items()}
     corners, faces = [[0.0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]]
     visual = TextureVisuals(np.array(corners)[:, :2], material=PBRMaterial(**pictures))
     content = Trimesh(corners, faces, visual=visual, process=False).export(file_type="glb")
