@@ -7,7 +7,6 @@ from typing import Any
 from studio.paths import holds_prior
 from studio.request import Request
 
-
 _NAMES = ("own",)
 """Values of these options that are no paths: one-pass guidance of the prior's own folder."""
 

@@ -269,9 +269,9 @@ def _random(name: str, place: torch.device, device: torch.device, timing: PriorT
 
 
 def show(names: Sequence[str], timing: PriorTiming, device: torch.device, file: Path | None = None) -> int:
-    """Time priors, print what comes out as it is known, write ``file`` if there is one; returns the exit status.
+    """Time priors; print what comes out as it is known, and write it into ``file`` if there is one.
 
-    What does not fit, or cannot be used so, is said in words, and the others go on.
+    Returns the exit status. What does not fit, or cannot be used so, is said in words, and the others go on.
 
     Raises:
         OSError: the file cannot be written.
@@ -281,20 +281,26 @@ def show(names: Sequence[str], timing: PriorTiming, device: torch.device, file: 
     console, rows, left_out = Console(width=150), [], {}
     about = machine(device) | versions()
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), markup=False)
+
+    def write() -> None:  # at once, for on slow machines people do not wait for the end
+        if file is not None:
+            found = {"machine": about, "rows": [dataclasses.asdict(row) for row in rows], "left_out": left_out}
+            write_atomically(file, json.dumps(found, indent=2).encode())
+
+    write()
     for name in names:
         with console.status(f"{name}: building") as status:
             try:
                 for row in time_prior(name, prior_for(name, device, timing), timing, status.update):
                     rows.append(row)
                     console.print(_words(row), markup=False)
+                    write()
             except (RuntimeError, ValueError, MissingPriorError, MissingAsset, MemoryError) as problem:
                 if isinstance(problem, RuntimeError) and not is_out_of_memory(problem):
                     raise
                 left_out[name] = str(problem).splitlines()[0]
                 console.print(f"{name}: {left_out[name]}", markup=False, style="red")
-    if file is not None:
-        found = {"machine": about, "rows": [dataclasses.asdict(row) for row in rows], "left_out": left_out}
-        write_atomically(file, json.dumps(found, indent=2).encode())
+    write()
     return FAILED if left_out else OK
 
 

@@ -217,21 +217,33 @@ def _no_weights(published: Published, place: torch.device, *rest: Any) -> Any:
     return random_parts(published, place, *rest)
 
 
+_ROW = bench_prior.PriorRow(
+    "sd15", "random", "SDS", 32, 1, None, "float32", "off", 9, 2.0, 3.0, (2.0,), 4.0, {"network": 2.0}, 1.0, {"host": 5}
+)
+
+
 def test_memory_that_ends_is_said_and_nothing_else_is_hidden(monkeypatch, tmp_path: Path, capsys):
     monkeypatch.setitem(PUBLISHED, "sd15", small("sd15"))
 
     def ends(*_: Any) -> Any:
+        yield _ROW
         raise RuntimeError(words)
 
     monkeypatch.setattr(bench_prior, "time_prior", ends)
+    file = tmp_path / "speed.json"
+    asked = ["bench", "--device", "cpu", "--prior", "sd15", "--json", str(file)]
     words = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\nand more of it"
-    assert run(["bench", "--device", "cpu", "--prior", "sd15"]) == FAILED
+    assert run(asked) == FAILED
     assert (
         "sd15: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n" in capsys.readouterr().out
     )
+    found = json.loads(file.read_text())
+    assert found["left_out"] == {"sd15": words.splitlines()[0]} and found["rows"][0]["seconds"] == 2.0
+    file.unlink()
     words = "a fault of the program"
     with pytest.raises(RuntimeError, match=words):
-        run(["bench", "--device", "cpu", "--prior", "sd15"])
+        run(asked)
+    assert len(json.loads(file.read_text())["rows"]) == 1  # what was known by then
 
 
 @pytest.mark.parametrize("option", ["--views 0", "--steps -1", "--pixels 0", "--at-once 0"])
