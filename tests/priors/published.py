@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from studio.toybox.model import tokenizer
+from tests.priors.one_file import write_one_file
 from tests.priors.tiny import WIDTH, schedule, text_encoder, vae
 
 MVDREAM = {
@@ -149,3 +150,35 @@ def as_zero123_xl(plain: Path, folder: Path) -> None:
     del index["cc_projection"]
     index |= {"_class_name": "Zero123Pipeline", "clip_camera_projection": ["zero123", "CLIPCameraProjection"]}
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def write_authors_file(plain: Path, file: Path) -> None:
+    """The network as one file as made of ``MVDream/MVDream``, whose text encoder is OpenCLIP's, with a layer unused."""
+    write_one_file(plain, file, published_names)
+    whole = {name: value for name, value in load_file(file).items() if not name.startswith("cond_stage_model.")}
+    text = load_file(plain / "text_encoder" / "model.safetensors")
+    text = {name.removeprefix("text_model."): value for name, value in text.items()}
+    whole |= {f"cond_stage_model.model.{name}": value for name, value in _open_clip(text).items()}
+    save_file(whole, file, metadata={"format": "pt"})
+
+
+def _open_clip(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    named = {
+        "token_embedding.weight": text["embeddings.token_embedding.weight"],
+        "positional_embedding": text["embeddings.position_embedding.weight"],
+        "ln_final.weight": text["final_layer_norm.weight"],
+        "ln_final.bias": text["final_layer_norm.bias"],
+        "text_projection": torch.eye(WIDTH),
+    }
+    for layer in range(2):
+        old, new = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+        for part in ("weight", "bias"):
+            three = [text[f"{old}.self_attn.{name}_proj.{part}"] for name in "qkv"]
+            named[f"{new}.attn.in_proj_{part}"] = torch.cat(three)
+            named[f"{new}.attn.out_proj.{part}"] = text[f"{old}.self_attn.out_proj.{part}"]
+            named[f"{new}.ln_1.{part}"] = text[f"{old}.layer_norm1.{part}"]
+            named[f"{new}.ln_2.{part}"] = text[f"{old}.layer_norm2.{part}"]
+            named[f"{new}.mlp.c_fc.{part}"] = text[f"{old}.mlp.fc1.{part}"]
+            named[f"{new}.mlp.c_proj.{part}"] = text[f"{old}.mlp.fc2.{part}"]
+    named["transformer.resblocks.23.ln_1.weight"] = torch.ones(WIDTH)  # of the layer that nobody asks
+    return {name: value.contiguous().clone() for name, value in named.items()}

@@ -17,9 +17,10 @@ from guidance.diffusers_prior import DiffusersPrior
 from guidance.prior_folder import CONVERT, MissingPriorError, read_hints
 from guidance.priors.ldm_names import as_diffusers, new_name, unet_settings, unet_without_weights
 from guidance.priors.loading import pipeline_of
+from studio.cli import run
 from tests.priors.conftest import prompts_of, some_views
-from tests.priors.one_file import write_one_file
-from tests.priors.published import MVDREAM, as_zero123_xl, published_names, write_mvdream
+from tests.priors.published import MVDREAM, as_zero123_xl, write_authors_file, write_mvdream
+from tests.priors.test_command_line import SMALL
 
 PUBLISHED = {
     "_class_name": "MultiViewUNetModel",
@@ -109,7 +110,7 @@ def test_methods_distil_it(both: tuple[Path, Path]):
 def test_one_file_of_the_authors_is_the_same_prior(settings: str, both: tuple[Path, Path], tmp_path: Path):
     """As made of ``MVDream/MVDream``: everything in one file, under the authors' names."""
     plain, published = both
-    write_one_file(plain, tmp_path / "whole.safetensors", published_names)
+    write_authors_file(plain, tmp_path / "whole.safetensors")
     config = Path(shutil.copytree(published if settings == "published" else plain, tmp_path / "whole"))
     for weights in config.rglob("*.safetensors"):
         weights.unlink()
@@ -117,8 +118,9 @@ def test_one_file_of_the_authors_is_the_same_prior(settings: str, both: tuple[Pa
         file = config / "unet" / "config.json"
         said = json.loads(file.read_text()) | {"class_embed_type": None}
         file.write_text(json.dumps(said | {"projection_class_embeddings_input_dim": None}))
-    prior = DiffusersPrior.load(tmp_path / "whole.safetensors", "cpu")
-    torch.testing.assert_close(answer(prior), answer(DiffusersPrior.load(plain, "cpu")), atol=1e-6, rtol=1e-5)
+    prior, expected = DiffusersPrior.load(tmp_path / "whole.safetensors", "cpu"), DiffusersPrior.load(plain, "cpu")
+    torch.testing.assert_close(answer(prior), answer(expected), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(prior.embed(["a red fox"]), expected.embed(["a red fox"]))
 
 
 def test_what_is_no_mvdream_is_refused_in_words(copied: Path):
@@ -219,3 +221,15 @@ def test_a_single_file_of_another_kind_says_how_to_convert_it(tmp_path: Path):
     (tmp_path / "sd-v2.1-base-4view.pt").write_bytes(b"PK")
     with pytest.raises(MissingPriorError, match=r"could run code when opened.*python -c"):
         DiffusersPrior.load(tmp_path / "sd-v2.1-base-4view.pt", "cpu")
+
+
+# A whole run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_a_published_mvdream(both: tuple[Path, Path], tmp_path: Path):
+    small = ["4" if word == "2" else word for word in SMALL]
+    order = ["generate", "a fox", "--prior", str(both[1]), "--steps", "2", "--out", str(tmp_path / "run"), "--json"]
+    assert run([*order, *small]) == 0
+    stamp = json.loads((tmp_path / "run" / "prior.json").read_text())
+    assert "unet/diffusion_pytorch_model.safetensors" in stamp["weights"]
+    assert (tmp_path / "run" / "result.glb").read_bytes()[:4] == b"glTF"
