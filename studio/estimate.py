@@ -26,6 +26,7 @@ from studio.codec import decode
 from studio.evaluate.cost import Work, work_of
 from studio.folder import RunError, read_request
 from studio.paths import MissingAsset, UnknownPrior, resolve_prior
+from studio.prior_check import UNCOUNTED, configuration_of, peak_of
 from studio.request import Export, Request, Stage
 from studio.tuning import is_bundled
 
@@ -249,15 +250,19 @@ def _delivery(request: Request, picture: float = _PICTURE) -> float:
 
 
 def _from_weights(request: Request) -> Estimate:
-    """What the prior's own files let one expect, taking its networks for Stable Diffusion's, larger or smaller."""
+    """What the prior's own files let one expect, taking its networks for Stable Diffusion's, larger or smaller; memory
+    is counted (``prior_check``) where the networks can be put together without it."""
     try:
-        folder = resolve_prior(request.prior)
+        place = resolve_prior(request.prior)
     except (UnknownPrior, MissingAsset):
         return dataclasses.replace(
             _from_figures(request), basis="of the bundled prior; the one that is named is not there"
         )
     gpu = torch.cuda.is_available()
-    weights = {part: _weights_of(folder / part) for part in sorted(os.listdir(folder))}
+    folder = configuration_of(place)
+    weights = {part: _weights_of(folder / part) for part in (sorted(os.listdir(folder)) if folder.is_dir() else ())}
+    if place.is_file():
+        weights["unet"] = _numbers_in(place)
     network, pixels = weights.get("unet", 0) or weights.get("transformer", 0), _resolution(folder) ** 2
     flops = _GPU_FLOPS if gpu else _CORE_FLOPS * (os.cpu_count() or 1)
     picture = network * _FLOP_PER_WEIGHT * (pixels / 512**2) / flops
@@ -269,9 +274,18 @@ def _from_weights(request: Request) -> Estimate:
         kept = views * pixels * _ENCODER_BYTES_PER_PIXEL if weights.get("vae") else 0.0
         most = max(most, kept, (work.pictures + work.learnt) / steps * _ANSWER_BYTES)
     size = 2 if gpu else 4
-    memory = (sum(weights.values()) * size + most * size / 4) / 2**20 + (0 if gpu else _OWN_MEMORY)
+    memory = _counted(request, gpu) or sum(weights.values()) * size + most * size / 4
+    memory = memory / 2**20 + (0 if gpu else _OWN_MEMORY)
     where = "a GPU in 16 bits" if gpu else "this processor"
     return Estimate(seconds, memory, f"a rough guess from the size of the prior's weights, for {where}")
+
+
+def _counted(request: Request, gpu: bool) -> int | None:
+    """Bytes of the prior at its worst moment; None if it cannot be counted."""
+    try:
+        return peak_of(request, torch.device("cuda" if gpu else "cpu"))
+    except UNCOUNTED:
+        return None
 
 
 def _weights_of(folder: Path) -> int:

@@ -1,23 +1,43 @@
 """A prior examined before it is used: what it is, where it came from, and the memory that it needs."""
 
 import contextlib
+import dataclasses
+import functools
+import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from guidance.critic import Criticised
 from guidance.prior_folder import read_hints
 from guidance.priors.loading import WIDE, pipeline_of
-from guidance.priors.memory import native_pixels, need_of
+from guidance.priors.memory import Need, native_pixels, need_of
 from guidance.priors.resources import Resources
 from studio.doctor import Check, free_memory
+from studio.evaluate.cost import work_of
+from studio.memory import with_resources
 from studio.paths import resolve_prior
 from studio.presets import download, preset_of
 from studio.prior_stamp import revision
 from studio.request import Request
 
-VIEWS = 4
-"""Views a step that memory is stated for, in two branches of guidance."""
+VIEWS, RANK = 4, 4
+"""Views a step that memory is stated for, in two branches of guidance, and the rank of a critic."""
+UNCOUNTED = (ValueError, OSError, RuntimeError, KeyError)
+"""What counting raises for a prior that cannot be put together or gone through without memory."""
+_COUNTED_STEPS, _COUNTED_VIEWS = 8, 4
+"""Steps of a stage, and views a step, that show how many samples its method asks about at once."""
+_MOST_VIEWS = 1024
+"""More are counted as so many: no machine has the memory."""
+_THRIFTY = Resources(offload="text", vae_checkpointing=True, network_checkpointing=True)
+_HOW = (
+    "--stages.0.at-once 1 --prior-options.resources.vae-checkpointing True --prior-options.resources.offload text, and "
+    "--prior-options.resources.network-checkpointing True for a critic; a run whose memory comes to its end takes "
+    "these steps by itself"
+)
 
 
 def examine_prior(name: str, fetch: bool = False) -> list[Check]:
@@ -37,7 +57,7 @@ def examine_prior(name: str, fetch: bool = False) -> list[Check]:
         sys.stderr.write(f"Fetching {preset.repository} into {preset.folder}. Licence: {preset.licence}\n")
         download(preset)
     place = resolve_prior(name)
-    folder = place.with_suffix("") if place.is_file() else place
+    folder = configuration_of(place)
     checks = [_kind(place, folder)]
     if checks[0].verdict == "ok":
         with contextlib.redirect_stderr(None):
@@ -46,20 +66,101 @@ def examine_prior(name: str, fetch: bool = False) -> list[Check]:
 
 
 def memory_warnings(request: Request, device: torch.device) -> list[str]:
-    """Words about a prior that will not fit, before it is loaded; nothing about small ones, and about single files."""
-    place, options = resolve_prior(request.prior), request.prior_options
-    if place.is_file() or pipeline_of(place) is None or device.type not in ("cpu", "cuda"):
+    """Words about a prior that will not fit, before it is loaded; nothing about small ones that name no pipeline."""
+    folder = configuration_of(resolve_prior(request.prior))
+    if pipeline_of(folder) is None or device.type not in ("cpu", "cuda"):
         return []
-    dtype = options.resources.type_for(device, pipeline_of(place) in WIDE)
-    views, pixels = max(stage.cameras.views for stage in request.stages), options.resolution or native_pixels(place)
-    need = need_of(place, views, 2, pixels, dtype).peak(options.resources.offload != "none")
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    if free is None or need <= free:
+    try:
+        most = peak_of(request, device)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+        if free is None or most <= free:
+            return []
+        helps, thrifty = _remedies(request, device, free)
+    except UNCOUNTED:  # loading says what is wrong
         return []
+    pixels = request.prior_options.resolution or native_pixels(folder)
+    end = f"with all of it {_gigabytes(thrifty)}" if thrifty <= free else f"even then {_gigabytes(thrifty)}"
     return [
-        f"The prior needs {_gigabytes(need)} for {views} views of {pixels} px, and {_gigabytes(free)} are free. What "
-        f"helps: --prior-options.resolution {pixels // 2}, fewer views, and --prior-options.resources.offload text."
+        f"The prior needs {_gigabytes(most)} for {max(stage.cameras.views for stage in request.stages)} views of "
+        f"{pixels} px, and {_gigabytes(free)} are free. What helps: {', '.join(helps)}; {end}."
     ]
+
+
+def peak_of(request: Request, device: torch.device) -> int:
+    """Most bytes that a run's prior takes at any time, all stages considered.
+
+    Raises:
+        ValueError, OSError, RuntimeError, KeyError: it cannot be counted.
+    """
+    text_waits = request.prior_options.resources.offload != "none" and device.type != "cpu"
+    return max(need_of_stage(request, index, device).peak(text_waits) for index in range(len(request.stages)))
+
+
+def need_of_stage(request: Request, index: int, device: torch.device) -> Need:
+    """Memory that a stage takes of its prior, by what its method asks and learns.
+
+    Raises:
+        ValueError, OSError, RuntimeError, KeyError: it cannot be counted.
+    """
+    stage, options = request.stages[index], request.prior_options
+    folder = configuration_of(resolve_prior(request.prior))
+    pipeline = pipeline_of(folder)
+    few = dataclasses.replace(stage.cameras, views=_COUNTED_VIEWS)
+    short = dataclasses.replace(stage, representation=None, cameras=few, steps=_COUNTED_STEPS, at_once=None)
+    work = work_of(short, request.view_prompts or "bucketed")
+    return need_of(
+        folder,
+        max(1, min(stage.cameras.views, _MOST_VIEWS)),
+        math.ceil(work.widest / _COUNTED_VIEWS),
+        options.resolution or native_pixels(folder),
+        options.resources.type_for(device, pipeline in WIDE, pipeline is None),
+        work.ranks,
+        stage.at_once,
+        options.resources,
+    )
+
+
+def configuration_of(place: Path) -> Path:
+    """The folder that says what a prior is: its own, or the one beside a single file."""
+    return place.with_suffix("") if place.is_file() else place
+
+
+def _remedies(request: Request, device: torch.device, free: int) -> tuple[list[str], int]:
+    """Options that make the prior fit, the gentlest first, as few as suffice, and what it takes then."""
+    said, most = [], 0
+    for words, change in _thriftier(request, device):
+        request = change(request)
+        said.append(words)
+        most = peak_of(request, device)
+        if most <= free:
+            break
+    return said, most
+
+
+def _thriftier(request: Request, device: torch.device) -> Iterator[tuple[str, Callable[[Request], Request]]]:
+    """Options and what they change."""
+    pixels = request.prior_options.resolution or native_pixels(configuration_of(resolve_prior(request.prior)))
+    single = " ".join(f"--stages.{index}.at-once 1" for index in range(len(request.stages)))
+    yield single, _one_at_once
+    yield _option("vae-checkpointing", True), lambda r: with_resources(r, vae_checkpointing=True)
+    if any(isinstance(stage.guidance, Criticised) for stage in request.stages):
+        yield _option("network-checkpointing", True), lambda r: with_resources(r, network_checkpointing=True)
+    if device.type != "cpu" and request.prior_options.resources.offload == "none":
+        yield _option("offload", "text"), lambda r: with_resources(r, offload="text")
+    yield f"--prior-options.resolution {pixels // 2}", functools.partial(_at_resolution, pixels=pixels // 2)
+
+
+def _option(name: str, value: Any) -> str:
+    return f"--prior-options.resources.{name} {value}"
+
+
+def _one_at_once(request: Request) -> Request:
+    return dataclasses.replace(request, stages=tuple(dataclasses.replace(s, at_once=1) for s in request.stages))
+
+
+def _at_resolution(request: Request, pixels: int) -> Request:
+    options = dataclasses.replace(request.prior_options, resolution=pixels)
+    return dataclasses.replace(request, prior_options=options)
 
 
 def _kind(place: Path, folder: Path) -> Check:
@@ -81,18 +182,27 @@ def _memory(folder: Path) -> list[Check]:
     free = torch.cuda.mem_get_info()[0] if cuda else free_memory()
     checks = []
     for pixels in (native // 4, native // 2, native):
+        name = f"memory at {pixels} px"
         try:
-            need = need_of(folder, VIEWS, 2, pixels, dtype)
-        except (ValueError, OSError, RuntimeError, KeyError) as problem:
-            return [*checks, Check("memory of the prior", "warning", f"at {pixels} px unknown: {problem}")]
-        whole, thrifty = need.peak(), need.peak(text_waits=True)
-        weights = _gigabytes(need.weights + need.texts)
-        finding = f"{VIEWS} views of {pixels} px: {_gigabytes(whole)}, of which weights {weights}"
-        finding += f"; {_gigabytes(thrifty)} with --prior-options.resources.offload text" if thrifty < whole else ""
-        short = free is not None and thrifty > free
-        advice = "More than is free here: fewer pixels (--prior-options.resolution) or views." if short else ""
-        checks.append(Check(f"memory at {pixels} px", "warning" if short else "ok", finding, advice))
-    return checks
+            plain = need_of(folder, VIEWS, 2, pixels, dtype, (RANK,))
+            thrifty = need_of(folder, VIEWS, 2, pixels, dtype, (RANK,), 1, _THRIFTY)
+        except UNCOUNTED as problem:
+            checks.append(Check(name, "warning", f"unknown: {problem}"))
+            continue
+        least = _without_critic(thrifty).peak(text_waits=cuda)
+        finding = (
+            f"{VIEWS} views: {_gigabytes(_without_critic(plain).peak())}, of which weights "
+            f"{_gigabytes(plain.weights + plain.texts)}, or {_gigabytes(least)} at the thriftiest; for methods with a "
+            f"critic (VSD) {_gigabytes(plain.peak())}, or {_gigabytes(thrifty.peak(text_waits=cuda))}"
+        )
+        short = free is not None and least > free
+        advice = "More than is free here: fewer pixels (--prior-options.resolution) or another prior." if short else ""
+        checks.append(Check(name, "warning" if short else "ok", finding, advice))
+    return [*checks, Check("the thriftiest", "ok", _HOW)]
+
+
+def _without_critic(need: Need) -> Need:
+    return dataclasses.replace(need, critic=0, learning=0)
 
 
 def _gigabytes(size: int) -> str:

@@ -24,7 +24,7 @@ from studio.engine import Engine, optimised
 from studio.events import Event, Failed, Finished, Stopped, Warned, Working
 from studio.folder import DiskFull, RunError, RunFolder, read_request
 from studio.guard import NonFiniteError
-from studio.memory import is_out_of_memory
+from studio.memory import downs_of, is_out_of_memory, thrifty
 from studio.optimize import Stop, Timing
 from studio.parallel import together
 from studio.paths import resolve_prior
@@ -53,12 +53,14 @@ def loaded_prior(
     Raises:
         UnknownPrior, MissingAsset, ValueError: it cannot be loaded; in words.
     """
+    place = resolve_prior(name)
     return DiffusersPrior.load(
-        resolve_prior(name),
+        place,
         device,
         resources=options.resources,
         resolution=options.resolution,
         extensions=options.extensions,
+        one_pass=options.one_pass_file(place),
     )
 
 
@@ -221,7 +223,8 @@ def carry_out(
     began = time.perf_counter()
     yield from (Warned(p.text) for p in check(request) if p.severity == "warning")
     yield Working("loading the prior")
-    yield from (Warned(text) for text in memory_warnings(request, device))
+    lowered = thrifty(request, downs_of(home.path), len(request.stages), 0)  # as it is at its thriftiest so far
+    yield from (Warned(text) for text in memory_warnings(lowered, device))
     prior = loaded_prior(request.prior, device, request.prior_options)
     write_atomically(home.path / "prior.json", _stamp(request))
     refuse_cut_prompt(prior, request.prompt)

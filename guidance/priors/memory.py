@@ -1,29 +1,35 @@
-"""How much memory a prior needs: its weights, read off their files' heads, and what a step keeps on the way.
+"""How much memory a prior needs: its weights, and what a step keeps on the way.
 
-The second is not guessed. Networks are built without memory, on the meta device, and a step goes through them while
-every tensor that would be alive is counted: an evaluation of the network for a batch, and an encoding with its way
-back. Fused attention is taken for granted, as torch has it on CPUs and GPUs. What libraries take for themselves, such
-as a GPU's context and workspaces of convolutions, comes on top.
+Neither is guessed. The prior is put together without memory (``weightless``), and a step's worst moments go through
+the very code of a run while every tensor that would be alive is counted: pictures encoded, with their way back; the
+network asked, with all that its family adds (a ControlNet, a picture's latents); a critic that learns.
 """
 
+import functools
 import json
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch import Tensor, nn
 
+from guidance.diffusers_prior import DiffusersPrior
+from guidance.lora import CameraEmbedding, inject, structural_copy
+from guidance.piecewise import Piecewise
 from guidance.prior_folder import read_hints
-from guidance.priors.latents import Autoencoder
-from guidance.priors.loading import pipeline_of
+from guidance.priors.assembly import TEXT_ENCODERS
+from guidance.priors.counting import Counting, FusedAttention, peak_of, way_back
+from guidance.priors.ldm_names import unet_settings
+from guidance.priors.network import Asked
+from guidance.priors.parts import Parts
+from guidance.priors.resources import Resources
+from guidance.priors.weightless import META, bytes_of, weightless
+from guidance.priors.words import NoWords, Words
+from guidance.priors.zero123 import NovelView
 
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+_REMEMBERED = 12
+"""Bytes of a critic for each of its numbers: the number itself and AdamW's two moments, in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Need:
     """Bytes that a prior takes."""
 
     weights: int
-    """Of the networks that stay on the device."""
+    """Of what stays on the device: networks, but for what is offloaded."""
     texts: int
     """Of the text encoders."""
     predicting: int
@@ -40,202 +46,190 @@ class Need:
     """What an encoding of pictures keeps for the way back, while the network is asked."""
     encoding: int
     """Most that an encoding and its way back keep."""
+    critic: int = 0
+    """Of what a method with critics learns, with its optimisers' memory."""
+    learning: int = 0
+    """Most that a critic's step keeps besides; the pictures' way back is over by then."""
+    decoding: int = 0
+    """Most that decoding one picture keeps, as is done when the steps are over."""
 
     def peak(self, text_waits: bool = False) -> int:
         """Most at any time; ``text_waits``: text encoders are on the device only while prompts are embedded."""
-        working = self.weights + max(self.predicting + self.kept, self.encoding)
+        busy = max(self.predicting + self.kept, self.encoding, self.learning, self.decoding)
+        working = self.weights + self.critic + busy
         return max(working, self.weights + self.texts) if text_waits else working + self.texts
 
 
-def weight_bytes(folder: Path, size: int) -> int:
-    """Bytes of a component's weights with ``size`` bytes a number; of variants of the same weights the first counts."""
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if ".fp16" not in file.name and ".non_ema" not in file.name] or files
-    return sum(_numbers(file) for file in plain) * size
-
-
-def _numbers(file: Path) -> int:
-    with file.open("rb") as opened:
-        head = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    spans = [(e["data_offsets"], _BYTES.get(e["dtype"], 1)) for name, e in head.items() if name != "__metadata__"]
-    return sum((end - start) // size for (start, end), size in spans)
-
-
-class Counting(TorchDispatchMode):
-    """Counts the bytes of tensors alive that were made while it is on; ``peak`` is the most there were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """One operation."""
-        before = {id(t.untyped_storage()) for t in tree_iter((args, kwargs or {})) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if id(storage) not in self._known and id(storage) not in before:
-                    self._known.add(id(storage))
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Attention that keeps its inputs and its result, not the table of all pairs."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            return _Attention.apply(given["query"], given["key"], given["value"])
-        return func(*args, **(kwargs or {}))
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return tuple(torch.empty_like(saved) for saved in ctx.saved_tensors[:3])
-
-
-def peak_of(step: Callable[[], Any]) -> int:
-    """Most bytes that ``step`` would keep alive at once, beyond what was there before it."""
-    with _FusedAttention(), Counting() as counting:
-        step()
-    return counting.peak
-
-
-def predicting(network: Any, samples: int, side: int, tokens: int) -> int:
-    """Bytes of an evaluation of a U-Net or transformer of diffusers on the meta device.
-
-    Args:
-        network: built from its settings, on the meta device, in the type that it will compute in.
-        samples: in a batch, branches of guidance among them.
-        side: elements a side of a latent.
-        tokens: of a prompt.
-    """
-    config, dtype = network.config, next(network.parameters()).dtype
-
-    def of(*shape: int) -> Tensor:
-        return torch.empty(shape, device="meta", dtype=dtype)
-
-    def step() -> None:
-        with torch.no_grad():
-            time = of(samples)
-            if "axes_dims_rope" in config:
-                places = (side // 2) ** 2
-                network(
-                    hidden_states=of(samples, places, config.in_channels),
-                    encoder_hidden_states=of(samples, tokens, config.joint_attention_dim),
-                    pooled_projections=of(samples, config.pooled_projection_dim),
-                    timestep=time,
-                    img_ids=of(places, 3),
-                    txt_ids=of(tokens, 3),
-                    guidance=time,
-                )
-            elif "joint_attention_dim" in config:
-                network(
-                    hidden_states=of(samples, config.in_channels, side, side),
-                    encoder_hidden_states=of(samples, tokens, config.joint_attention_dim),
-                    pooled_projections=of(samples, config.pooled_projection_dim),
-                    timestep=time,
-                )
-            else:
-                _ask_unet(network, samples, side, tokens, of)
-
-    return peak_of(step)
-
-
-def _ask_unet(network: Any, samples: int, side: int, tokens: int, of: Callable[..., Tensor]) -> None:
-    config, added = network.config, {}
-    width = config.encoder_hid_dim or config.cross_attention_dim
-    width = max(width) if isinstance(width, list | tuple) else width
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        added = {"text_embeds": of(samples, pooled), "time_ids": of(samples, 6)}
-    labels = config.projection_class_embeddings_input_dim if config.class_embed_type == "projection" else None
-    network(
-        of(samples, config.in_channels, side, side),
-        of(samples),
-        of(samples, tokens, width),
-        class_labels=None if labels is None else of(samples, labels),
-        added_cond_kwargs=added or None,
-    )
-
-
-def encoding(vae: Any, samples: int, pixels: int) -> tuple[int, int]:
-    """Bytes kept after encoding pictures, and the most until the way back is done, on the meta device."""
-    latents = Autoencoder(vae.requires_grad_(False))
-    with _FusedAttention(), Counting() as counting:
-        images = torch.empty(samples, 3, pixels, pixels, device="meta", requires_grad=True)
-        found = latents.encode(images * 2 - 1)
-        kept = counting.now
-        found.sum().backward()
-    return kept, counting.peak
-
-
-def on_meta(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A model of diffusers from the settings in a folder, without memory."""
-    with torch.device("meta"):
-        return kind.from_config(kind.load_config(folder, local_files_only=True)).to(dtype).eval()
-
-
-def need_of(folder: Path, samples: int, branches: int, pixels: int, dtype: torch.dtype) -> Need:
+@functools.lru_cache(maxsize=64)
+def need_of(
+    folder: Path,
+    samples: int,
+    branches: int,
+    pixels: int,
+    dtype: torch.dtype,
+    ranks: tuple[int, ...] = (),
+    at_once: int | None = None,
+    resources: Resources = Resources(),  # noqa: B008 -- frozen
+) -> Need:
     """Memory that distilling with a folder's prior takes.
 
     Args:
-        folder: in diffusers' layout, of a supported pipeline.
+        folder: in diffusers' layout, of a supported pipeline, or the configuration beside a single file.
         samples: views a step.
         branches: answers for each view in one pass; 2 for plain guidance.
         pixels: a side, as the prior sees views.
         dtype: what it computes in.
+        ranks: of the adapters that the method learns, one after the other.
+        at_once: most samples in a pass; None: all of a step's.
+        resources: how it uses the machine.
 
     Raises:
         ValueError: it is no folder that is supported.
         OSError: its files cannot be read.
     """
-    import diffusers
+    return need_of_parts(weightless(folder, dtype, resources, pixels), samples, branches, ranks, at_once, resources)
 
-    pipeline = pipeline_of(folder)
-    flow = (folder / "transformer").is_dir()
-    kinds = {"StableDiffusion3Pipeline": "SD3Transformer2DModel", "FluxPipeline": "FluxTransformer2DModel"}
-    component, kind = ("transformer", kinds[pipeline or ""]) if flow else ("unet", "UNet2DConditionModel")
-    network = on_meta(getattr(diffusers, kind), folder / component, dtype)
-    tokens = {"StableDiffusion3Pipeline": 333, "FluxPipeline": 512}.get(pipeline or "", 77)
-    resident = [n for n in (component, "vae", "controlnet", "image_encoder") if (folder / n).is_dir()]
-    texts = [n for n in ("text_encoder", "text_encoder_2", "text_encoder_3") if (folder / n).is_dir()]
-    factor, kept, most = read_hints(folder)["pixel_shuffle"], 0, 0
-    if (folder / "vae").is_dir():
-        vae = on_meta(diffusers.AutoencoderKL, folder / "vae", dtype)
-        if "XL" in (pipeline or "") and dtype == torch.float16 and vae.config["force_upcast"]:
-            vae.float()
-        factor, (kept, most) = Autoencoder(vae).factor, encoding(vae, samples, pixels)
-    return Need(
-        sum(weight_bytes(folder / name, dtype.itemsize) for name in resident),
-        sum(weight_bytes(folder / name, dtype.itemsize) for name in texts),
-        predicting(network, samples * branches, pixels // factor, tokens),
-        kept,
-        most,
+
+def need_of_parts(
+    parts: Parts,
+    samples: int,
+    branches: int,
+    ranks: tuple[int, ...] = (),
+    at_once: int | None = None,
+    resources: Resources = Resources(),  # noqa: B008 -- frozen
+) -> Need:
+    """As ``need_of``, of parts on the meta device."""
+    texts = sum(bytes_of(module) for name, module in parts.modules.items() if name in TEXT_ENCODERS)
+    weights = sum(bytes_of(module) for module in parts.modules.values()) - texts
+    network, group = parts.network.model, parts.hints["views"]
+    if resources.offload == "layers":
+        weights += largest_layer(network) - bytes_of(network)
+    kept, encoded = encoding(parts, samples, at_once)
+    critic, learnt = learning(parts, _piece(samples, at_once, group), ranks)
+    answering = predicting(parts, _piece(samples * branches, at_once, group))
+    return Need(weights, texts, answering, kept, encoded, critic, learnt, decoding(parts))
+
+
+def _piece(samples: int, at_once: int | None, group: int) -> int:
+    """Samples of the widest pass, in whole groups of views."""
+    return samples if at_once is None else min(samples, max(group, at_once // group * group))
+
+
+# Moments of a step ----------------------------------------------------------------------------------------------------
+
+
+def predicting(parts: Parts, samples: int) -> int:
+    """Bytes of an evaluation of the network for so many samples, branches of guidance among them."""
+
+    def step() -> None:
+        with torch.no_grad():
+            parts.network.answer(parts.network.model, asked(parts, samples)).float()
+
+    return peak_of(step)
+
+
+def learning(parts: Parts, samples: int, ranks: tuple[int, ...]) -> tuple[int, int]:
+    """Bytes of adapters with their optimisers' memory, and of the largest one's step for so many samples: forward,
+    backward, and its gradient."""
+    if not ranks:
+        return 0, 0
+    network, rank = parts.network.model, max(ranks)
+    with META:
+        adapted = structural_copy(network)
+        changes = inject(adapted, rank, torch.Generator("cpu"))
+    camera = CameraEmbedding(_time_width(network), torch.Generator())
+    own, numbers = (sum(weight.numel() for weight in some) for some in (camera.parameters(), changes.values()))
+
+    def step() -> None:
+        answer = parts.network.answer(adapted, asked(parts, samples)).float()
+        way_back((answer - torch.empty_like(answer)).square().mean())
+
+    return _REMEMBERED * (len(ranks) * own + sum(ranks) * numbers // rank), peak_of(step)
+
+
+def encoding(parts: Parts, samples: int, at_once: int | None = None) -> tuple[int, int]:
+    """Bytes kept after encoding pictures, and the most until the way back is done."""
+    prior = DiffusersPrior(parts)
+    with FusedAttention(), Counting() as counting:
+        images = torch.empty(samples, 3, parts.resolution, parts.resolution, device=META, requires_grad=True)
+        found = (prior if at_once is None else Piecewise(prior, at_once)).encode(images)
+        kept = counting.now
+        way_back(found.sum())
+    return kept, counting.peak
+
+
+def decoding(parts: Parts) -> int:
+    """Bytes of decoding one picture."""
+    side = parts.resolution // parts.latents.factor
+
+    def step() -> None:
+        with torch.no_grad():
+            parts.latents.decode(torch.empty(1, parts.latents.channels, side, side, device=META))
+
+    return peak_of(step)
+
+
+def largest_layer(network: nn.Module) -> int:
+    """Bytes of the layer with the largest weights of its own: as much as offloaded layers have on a device."""
+    return max(sum(w.nbytes for w in module.parameters(recurse=False)) for module in network.modules())
+
+
+def _time_width(network: Any) -> int:
+    """Numbers in the embedding of time of a U-Net or transformer of diffusers."""
+    embedding = getattr(network, "time_text_embed", None)
+    return (embedding.timestep_embedder if embedding is not None else network.time_embedding).linear_2.out_features
+
+
+# What a network is asked ----------------------------------------------------------------------------------------------
+
+
+def asked(parts: Parts, samples: int) -> Asked:
+    """A question to a network on the meta device, of the size of a run's."""
+    network, pixels, side = parts.network, parts.resolution, parts.resolution // parts.latents.factor
+
+    def of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty((samples, *shape), device=META, dtype=dtype)
+
+    shapes = {
+        "background": (3,),
+        "depth": (1, pixels, pixels),
+        "mask": (1, pixels, pixels),
+        "source": (3, pixels, pixels),
+    }
+    extra = {name: of(*shape) for name, shape in shapes.items() if name in network.takes}
+    if isinstance(network, NovelView):
+        extra["image_embedding"] = of(network.encoder.config.projection_dim)
+        extra["image_latents"] = of(parts.latents.channels, side, side)
+    pooled = parts.words.pooled
+    return Asked(
+        z=of(parts.latents.channels, side, side, dtype=parts.dtype),
+        time=of(),
+        tokens=of(_tokens(parts.words), _width(network.model.config), dtype=parts.dtype),
+        pooled=of(pooled, dtype=parts.dtype) if pooled else None,
+        pose=of(4, 4) if "pose" in network.takes else None,
+        extra=extra,
     )
+
+
+def _tokens(words: Words) -> int:
+    """Tokens that a network attends to, those that fill a prompt up among them."""
+    if isinstance(words, NoWords):
+        return 1
+    read = {"clips_and_t5": 77 + 256, "t5_and_clip": 512, "t5": 77}
+    return read.get(getattr(words, "reading", "clip")) or words.most_tokens + 2
+
+
+def _width(config: Any) -> int:
+    """Numbers of a token."""
+    width = config.get("joint_attention_dim") or config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    return max(width) if isinstance(width, list | tuple) else width
 
 
 def native_pixels(folder: Path) -> int:
     """Pixels a side that a folder's prior was trained with."""
     hinted = read_hints(folder)["resolution"]
-    settings = next(folder / n / "config.json" for n in ("unet", "transformer") if (folder / n).is_dir())
-    size = json.loads(settings.read_text(encoding="utf-8")).get("sample_size") or 128
+    network = next(folder / name for name in ("unet", "transformer") if (folder / name).is_dir())
+    size = unet_settings(network).get("sample_size") or 128
     vae = folder / "vae" / "config.json"
     factor = read_hints(folder)["pixel_shuffle"]
     if vae.is_file():

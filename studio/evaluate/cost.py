@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from guidance.conditioning import Prompts
+from guidance.conditioning import Prompts, ViewDependence
 from guidance.contract import Guidance, Views
 from guidance.prior_folder import default_hints
 from guidance.testing import GaussianPrior
@@ -29,6 +29,10 @@ class Work:
     """Samples in those calls that only answer."""
     learnt: int = 0
     """Samples in those calls that an adapter learns from."""
+    widest: int = 0
+    """Samples in the widest call."""
+    ranks: tuple[int, ...] = ()
+    """Of the adapters that were asked for."""
 
 
 class CountedPrior:
@@ -39,14 +43,20 @@ class CountedPrior:
         prior = GaussianPrior()
         self.alphas_cumprod, self.channels = prior.alphas_cumprod, prior.channels
         self.resolution, self.takes, self.pixel_space = prior.resolution, prior.takes, prior.pixel_space
-        self.embed, self.encode, self.decode, self.adapter = prior.embed, prior.encode, prior.decode, prior.adapter
+        self.embed, self.encode, self.decode = prior.embed, prior.encode, prior.decode
         self.work = Work()
         self._prior = prior
+
+    def adapter(self, rank: int, seed: int) -> nn.Module:
+        """The prior's adapter."""
+        self.work.ranks += (rank,)
+        return self._prior.adapter(rank, seed)
 
     def predict_noise(self, *arguments: Any, **named: Any) -> Tensor:
         """The prior's answer."""
         answer = self._prior.predict_noise(*arguments, **named)
         self.work.evaluations += 1
+        self.work.widest = max(self.work.widest, len(answer))
         if answer.requires_grad:
             self.work.learnt += len(answer)
         else:
@@ -60,14 +70,14 @@ def evaluations_of(stage: Stage) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def work_of(stage: Stage) -> Work:
+def work_of(stage: Stage, view_prompts: ViewDependence = "bucketed") -> Work:
     """What a stage asks of a prior from its first step to its last, its critic included.
 
     The steps are gone through with grey pictures before a prior that costs nothing: what a method asks depends on its
     knobs, on progress and on what it draws, never on the answers.
     """
     prior, guidance = CountedPrior(), cast(Guidance[nn.Module], stage.guidance)
-    prompts, state = Prompts.embed(prior, "", source=""), guidance.init(prior)
+    prompts, state = Prompts.embed(prior, "", view_dependent=view_prompts, source=""), guidance.init(prior)
     for step in range(stage.steps):
         rng = step_rng(0, 0, step)
         cameras, background = stage.cameras.draw(default_hints(), rng)

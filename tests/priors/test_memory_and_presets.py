@@ -1,96 +1,16 @@
-"""Memory told beforehand against memory measured; presets, what fetches them, and what a run records of its weights."""
+"""Presets, what fetches them, and what a run records of its weights."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from guidance.diffusers_prior import DiffusersPrior
-from guidance.priors.latents import Autoencoder
-from guidance.priors.memory import Need, encoding, native_pixels, need_of, predicting, weight_bytes
-from guidance.priors.resources import Resources
-from studio import presets, prior_check, prior_stamp
+from studio import presets, prior_stamp
 from studio.cli import run
-from studio.options import Generate, build_request
 from studio.paths import UnknownPrior, resolve_prior
 from studio.prior_options import PriorOptions
-from tests.priors.tiny import FAMILIES, PIXELS, unet, vae
-
-# Memory ---------------------------------------------------------------------------------------------------------------
-
-
-def measured(step: Any) -> int:
-    """Most bytes that torch's own allocator has out at once."""
-    from torch.profiler import ProfilerActivity, profile
-
-    step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    now = peak = 0
-    for event in found.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
-        if event.name() == "[memory]":
-            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-            peak = max(peak, now)
-    return peak
-
-
-def meta(build: Any) -> Any:
-    with torch.device("meta"):
-        return build().eval()
-
-
-def test_an_evaluation_takes_what_was_told():
-    wide: dict[str, Any] = {"block_out_channels": (32, 64), "norm_num_groups": 8, "cross_attention_dim": 32}
-    network = unet(**wide).eval()
-
-    def step() -> None:
-        with torch.no_grad():
-            network(torch.randn(2, 4, 32, 32), torch.ones(2), torch.randn(2, 16, 32))
-
-    assert predicting(meta(lambda: unet(**wide)), 2, 32, 16) == pytest.approx(measured(step), rel=0.02)
-
-
-def test_an_encoding_takes_what_was_told():
-    real = Autoencoder(vae().requires_grad_(False))
-
-    def step() -> None:
-        images = torch.rand(2, 3, 64, 64, requires_grad=True)
-        real.encode(images * 2 - 1).sum().backward()
-
-    kept, most = encoding(meta(vae), 2, 64)
-    assert most == pytest.approx(measured(step), rel=0.05) and 0.5 * most < kept < most
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_folder_tells_what_it_needs(family: str, folder_of, prior_of):
-    folder, network = folder_of(family), prior_of(family).network
-    need = need_of(folder, 2, 2, PIXELS, torch.float32)
-    parts = ("unet", "transformer", "vae", "controlnet", "image_encoder")
-    weights = sum(weight_bytes(folder / name, 4) for name in parts if (folder / name).is_dir())
-    assert need.weights == weights and need.predicting > 0
-    counted = weight_bytes(folder / ("transformer" if (folder / "transformer").is_dir() else "unet"), 4)
-    own = {n: w for n, w in network.state_dict().items() if "_ip" not in n and "encoder_hid_proj" not in n}
-    assert counted == pytest.approx(4 * sum(w.numel() for w in own.values()), rel=0.05)
-    assert native_pixels(folder) == PIXELS
-    larger = need_of(folder, 2, 2, 2 * PIXELS, torch.float32)
-    assert larger.predicting > need.predicting and larger.weights == need.weights
-
-
-def test_the_peak_is_the_worst_moment():
-    need = Need(weights=100, texts=50, predicting=10, kept=5, encoding=30)
-    assert need.peak() == 180 and need.peak(text_waits=True) == 150
-
-
-def test_doctor_tells_of_a_prior(folder_of, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert run(["doctor", "--prior", str(folder_of("multiview"))]) in (0, 1)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "StableDiffusionPipeline, 4 views as one" in shown and "memory at 32 px" in shown
-    assert run(["doctor", "--prior", "sdlx"]) == 2
-    assert "did you mean 'sdxl'" in capsys.readouterr().err
-
+from tests.priors.tiny import FAMILIES
 
 # Presets --------------------------------------------------------------------------------------------------------------
 
@@ -177,21 +97,3 @@ def test_a_snapshot_of_the_hub_tells_its_revision(tmp_path: Path):
     place = tmp_path / "snapshots" / ("0f" * 20)
     place.mkdir(parents=True)
     assert prior_stamp.revision(place) == "0f" * 20 and prior_stamp.revision(tmp_path) is None
-
-
-def test_a_run_is_told_before_that_its_prior_will_not_fit(folder_of, monkeypatch: pytest.MonkeyPatch):
-    request = build_request(Generate("a fox", prior=str(folder_of("stable_diffusion_3"))), [])
-    assert prior_check.memory_warnings(request, torch.device("cpu")) == []
-    monkeypatch.setattr(prior_check, "free_memory", lambda: 1000)
-    (words,) = prior_check.memory_warnings(request, torch.device("cpu"))
-    assert f"views of {PIXELS} px" in words and "--prior-options.resolution 16" in words
-    assert prior_check.memory_warnings(build_request(Generate("a red mug"), []), torch.device("cpu")) == []
-
-
-def test_the_autoencoder_of_xl_stays_in_32_bits(folder_of):
-    sixteen = Resources("float16")
-    for family, dtype in (("stable_diffusion_xl", torch.float32), ("stable_diffusion", torch.float16)):
-        prior = DiffusersPrior.load(folder_of(family), "cpu", resources=sixteen)
-        assert prior.parts.modules["vae"].dtype == dtype and prior.network.dtype == torch.float16
-        kept = need_of(folder_of(family), 1, 2, PIXELS, torch.float16).kept
-        assert kept == pytest.approx(encoding(meta(vae).to(dtype), 1, PIXELS)[0], rel=1e-3)

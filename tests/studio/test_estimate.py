@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from studio.cameras import Orbit
 from studio.codec import encode, members
 from studio.estimate import LEARNERS, Estimate, estimate, kind_of
 from studio.evaluate.cost import work_of
+from studio.prior_check import peak_of
 from studio.recipes import RECIPES
 from studio.request import Request, Stage
 from studio.run import run_request
 from studio.tuning import suited
+from tests.priors.tiny import FAMILIES
 
 DRAFT = RECIPES["draft"]("a mug", True)
 
@@ -212,6 +215,43 @@ def test_a_foreign_prior_is_judged_by_its_weights(tmp_path: Path) -> None:
     assert one.memory_mb == pytest.approx(860 + 4 * 512**2 * 12.3e3 / 2**20 + 4e6 / 2**20, rel=1e-3)
     assert four.memory_mb - one.memory_mb == pytest.approx(12e6 / 2**20, rel=1e-3)
     assert four.seconds > one.seconds
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole folder of Stable Diffusion, of few random weights."""
+    folder = tmp_path_factory.mktemp("priors") / "latent"
+    FAMILIES["stable_diffusion"](folder)
+    return folder
+
+
+def test_a_foreign_priors_memory_is_counted(latent: Path, tmp_path: Path) -> None:
+    request = dataclasses.replace(RECIPES["draft"]("a mug", False), prior=str(latent))
+    thrifty = dataclasses.replace(request, stages=tuple(dataclasses.replace(s, at_once=1) for s in request.stages))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = 0 if torch.cuda.is_available() else 860
+    for one in (request, thrifty):
+        assert estimate(one, tmp_path).memory_mb == pytest.approx(own + peak_of(one, device) / 2**20)
+    assert estimate(thrifty, tmp_path).memory_mb < estimate(request, tmp_path).memory_mb
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cameras": Orbit(views=10**9)}, {"cameras": Orbit(views=0)}, {"steps": 0}, {"guidance": VSD()}]
+)
+def test_a_strange_request_of_a_foreign_prior_has_an_estimate(changes: Any, latent: Path, tmp_path: Path) -> None:
+    strange = with_stage(dataclasses.replace(DRAFT, prior=str(latent)), **changes)
+    found = estimate(strange, tmp_path)
+    assert found.seconds >= 0 and found.memory_mb > 0
+
+
+def test_a_single_file_has_an_estimate(latent: Path, tmp_path: Path) -> None:
+    shutil.copytree(latent, tmp_path / "one", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copyfile(latent / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "one.safetensors")
+    file, folder = (
+        estimate(dataclasses.replace(DRAFT, prior=str(prior)), tmp_path)
+        for prior in (tmp_path / "one.safetensors", latent)
+    )
+    assert file.memory_mb == pytest.approx(folder.memory_mb) and file.seconds > 0
 
 
 def test_a_damaged_prior_has_an_estimate(tmp_path: Path) -> None:
