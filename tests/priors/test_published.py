@@ -17,6 +17,7 @@ from guidance.diffusers_prior import DiffusersPrior
 from guidance.prior_folder import CONVERT, MissingPriorError, read_hints
 from guidance.priors.ldm_names import as_diffusers, new_name, unet_settings, unet_without_weights
 from guidance.priors.loading import pipeline_of
+from guidance.priors.memory import native_pixels, need_of
 from studio.cli import run
 from tests.priors.conftest import prompts_of, some_views
 from tests.priors.published import MVDREAM, as_zero123_xl, write_authors_file, write_mvdream
@@ -223,7 +224,13 @@ def test_a_single_file_of_another_kind_says_how_to_convert_it(tmp_path: Path):
         DiffusersPrior.load(tmp_path / "sd-v2.1-base-4view.pt", "cpu")
 
 
-# A whole run -------------------------------------------------------------------------------------------------------
+# Memory, and a whole run ----------------------------------------------------------------------------------------------
+
+
+def test_an_mvdream_is_told_to_need_what_the_same_network_needs(both: tuple[Path, Path]):
+    plain, published = both
+    assert native_pixels(published) == native_pixels(plain) == 32
+    assert need_of(published, 4, 2, 16, torch.float32) == need_of(plain, 4, 2, 16, torch.float32)
 
 
 def test_a_run_with_a_published_mvdream(both: tuple[Path, Path], tmp_path: Path):
