@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML. Whatever comes from a prompt, a file or a run is escaped here, and nowhere else."""
+"""Pieces of the page as HTML. Whatever comes from a prompt, a file or a run is escaped where it is put into one."""
 
 import time
 from collections.abc import Sequence

@@ -8,17 +8,13 @@ import gradio as gr
 from studio.app.service import Service
 from studio.app.shelf import Shelf
 from studio.app.viewing import FILES, LIVE, MAPS, MESH, REPORT, SHEET, SPLATS, TURNTABLE, files, frame
-from studio.app.widgets import PRIVATE, QUIET, html
+from studio.app.widgets import CLICKS, PRIVATE, QUIET, html
 
 CAMERA = (55, 70, None)
 """Degrees around and from above, and the viewer's own distance."""
-_STRIP_JS = """
-element.addEventListener('click', event => {
-  const button = event.target.closest('[data-act]');
-  if (button) trigger('click', {...button.dataset});
-});
+_STRIP_JS = f"""{CLICKS}
 watch('value', () => dreamkiln.shown(element));
-setInterval(() => { if (dreamkiln.stuck('#dk-stage')) trigger('input', {}); }, 500);
+setInterval(() => {{ if (dreamkiln.stuck('#dk-stage')) trigger('input', {{}}); }}, 500);
 """
 _LIST_JS = """
 element.addEventListener('click', event => {
@@ -66,18 +62,9 @@ class Showing:
     @property
     def outputs(self) -> list[Any]:
         """Outputs of ``tick``."""
-        html = [piece for name, piece in self.pieces.items() if name not in FILES]
-        return [
-            self.view,
-            self.seen,
-            self.wanted,
-            self.result,
-            self.stage,
-            self.tabs,
-            self.splats,
-            *self.results,
-            *html,
-        ]
+        markup = [piece for name, piece in self.pieces.items() if name not in FILES]
+        values = [self.view, self.seen, self.wanted, self.result]
+        return [*values, self.stage, self.tabs, self.splats, *self.results, *markup]
 
     def tick(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
         """What is new for a page."""
@@ -140,8 +127,22 @@ def build_showing(service: Service, shelf: Shelf) -> Showing:
     pieces["queue"] = queue = html("", "dk-queue-box", js=_LIST_JS)
     results = [tabs[name] for name in (MESH, TURNTABLE, MAPS, SHEET, REPORT)]
     showing = Showing(
-        *(service, shelf, ref, view, seen, wanted, result, have, strip, queue, welcome),
-        *(stage, holder, tabs[SPLATS], results, pieces),
+        service=service,
+        shelf=shelf,
+        ref=ref,
+        view=view,
+        seen=seen,
+        wanted=wanted,
+        result=result,
+        have=have,
+        strip=strip,
+        queue=queue,
+        welcome=welcome,
+        stage=stage,
+        tabs=holder,
+        splats=tabs[SPLATS],
+        results=results,
+        pieces=pieces,
     )
     # Viewers are outputs of this event alone, and it passes through Gradio's queue: 6.31 sets values of an event that
     # does not, or of one that says nothing of them, once more, which cancels what a viewer has begun to load.

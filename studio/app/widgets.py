@@ -12,7 +12,7 @@ QUIET: dict[str, Any] = {**PRIVATE, "queue": False}
 TELLING: dict[str, Any] = {**PRIVATE, "concurrency_limit": 16}
 """An event that may have to tell something: Gradio passes warnings on through its queue alone."""
 
-_CLICKS = """
+CLICKS = """
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-act]');
   if (button) trigger('click', {...button.dataset});
@@ -20,7 +20,7 @@ element.addEventListener('click', event => {
 """
 
 
-def html(value: str, name: str, js: str = _CLICKS) -> gr.HTML:
+def html(value: str, name: str, js: str = CLICKS) -> gr.HTML:
     """A piece of HTML; a click on anything in it with ``data-act`` arrives as an event with the data of that."""
     return gr.HTML(value, elem_classes=[name], js_on_load=js or None, apply_default_css=False)
 

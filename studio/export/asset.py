@@ -188,39 +188,46 @@ def export_asset(
         scene, faces=faces, texture=texture, grid=grid, unwrap_timeout=unwrap_timeout, smoothing=smoothing, kept=kept
     )
     made = yield from clock.timed(phases)
-    mesh = made.mesh
     path = folder / "result.glb"
 
     yield clock.start("write")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, glb_bytes(mesh, settings))
+    write_atomically(path, glb_bytes(made.mesh, settings))
 
     yield clock.start("measure")
-    asset = load_glb(path)
-    validator = validate_glb(path)
+    asset, validator = load_glb(path), validate_glb(path)
     cameras = orbit(AZIMUTHS, [ELEVATION] * len(AZIMUTHS), picture, distance, field_of_view)
-    shown = _views(scene, cameras.to(mesh.vertices.device))
-    exported = _views(asset, cameras)
+    there = cameras.to(made.mesh.vertices.device)
+    shown, exported = _views(scene, there), _views(asset, cameras)
 
     yield clock.start("pictures")
     rows = [] if samples is None else [Row("prior samples", samples[: len(AZIMUTHS)])]
-    if before is not None:
-        rows.append(Row("before", _views(before, cameras.to(mesh.vertices.device)).rgb))
+    rows += [] if before is None else [Row("before", _views(before, there).rgb)]
     rows += [Row("representation", shown.rgb), Row("result.glb, read back", exported.rgb)]
     write_atomically(folder / "contact_sheet.png", contact_sheet(prompt, rows))
     write_atomically(folder / "turntable.webp", turntable(asset, distance, field_of_view, frames, picture, ELEVATION))
     clock.stop()
+    return _report(made, validator, clock.seconds, shown, exported)
 
+
+def _report(
+    made: Asset,
+    validator: dict[str, int] | None,
+    seconds: dict[str, float],
+    shown: RenderOutput,
+    exported: RenderOutput,
+) -> AssetReport:
+    """What can be said of an asset; ``shown`` and ``exported`` are pictures of the scene and of the file."""
     return AssetReport(
         faces=len(made.surface.faces),
         vertices=len(made.surface.vertices),
         watertight=is_watertight(made.surface),
-        texture_size=texture,
+        texture_size=made.mesh.texture.shape[-1],
         uv_fill=round(made.baked.uv_fill, 4),
         unwrap=made.unwrapped.method,
         unwrap_reason=made.unwrapped.reason,
         validator=validator,
-        seconds=clock.seconds,
+        seconds=seconds,
         render_to_asset_psnr=round(psnr(shown, exported), 3),
         silhouette_iou=round(iou(shown, exported), 4),
     )
