@@ -39,9 +39,10 @@ class Resources:
     channels_last: bool = True
     """Keep the weights of U-Nets in the order that convolutions like best."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
-    """torch.compile the network, with a C++ compiler on a CPU and Triton on a GPU; its first evaluation, and that of
-    each further number of pictures, takes minutes. Critics run uncompiled. reduce-overhead is to replay CUDA graphs on
-    a GPU, by torch's own means; it has never been run on one here."""
+    """torch.compile the network, with a C++ compiler on a CPU and Triton on a GPU. Its first evaluation, and the first
+    with another number of pictures, take a minute or more (70 s of one core each for the bundled prior, which is 1.1
+    times as fast afterwards). Critics run uncompiled. reduce-overhead is to replay CUDA graphs on a GPU, by torch's own
+    means; it has never been run on one here."""
 
     def type_for(self, device: torch.device, wide: bool, small: bool = False) -> torch.dtype:
         """The type that networks compute in.
