@@ -81,6 +81,8 @@ def wanted(form: Form) -> list[Wanted]:
         ValueError: the template is malformed, or there are more than ``MOST_JOBS``.
     """
     copies = max(1, form.copies)
+    if copies > MOST_JOBS:
+        raise ValueError(f"At most {MOST_JOBS} jobs are begun at once; {copies:,} variations are more.")
     prompts = expand(form.prompt.strip(), limit=MOST_JOBS // copies)
     return [Wanted(prompt, form.seed + i) for prompt in prompts for i in range(copies)]
 

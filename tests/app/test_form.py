@@ -9,6 +9,7 @@ import pytest
 import tyro
 
 from studio.app.form import (
+    MOST_JOBS,
     RESTORED,
     Form,
     Wanted,
@@ -129,6 +130,14 @@ def parsed(words: list[str]) -> Request:
     """The request of a command line, by the command line's own means."""
     options, knobs = tyro.cli(Generate, args=words[2:], return_unknown_args=True)
     return build_request(options, knobs)
+
+
+@pytest.mark.parametrize("prompt", ["a mug", "a {red|blue} mug"])
+def test_variations_have_the_same_limit_as_choices(prompt: str) -> None:
+    assert len(wanted(Form("a mug", copies=MOST_JOBS))) == MOST_JOBS
+    for copies in (MOST_JOBS + 1, 10**9):
+        with pytest.raises(ValueError, match=f"At most {MOST_JOBS} jobs"):
+            wanted(Form(prompt, copies=copies))
 
 
 def test_commands_of_edits_and_exports_are_quoted(small: Request, tmp_path: Path) -> None:
