@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {
     "bench": "Time the kernels here, next to their plain-torch forms",
     "doctor": "Examine the installation and say what is missing",
     "train-prior": "Train the bundled prior anew",
+    "distill-guidance": "Teach a prior to guide in one pass instead of two",
 }
 
 EXAMPLES = """\
@@ -105,6 +106,8 @@ def _function(verb: str) -> Callable[[list[str]], int]:
         from studio.verbs import bench as function
     elif verb == "doctor":
         from studio.verbs import doctor as function
+    elif verb == "distill-guidance":
+        from studio.verbs import distill_guidance as function
     else:
         from studio.verbs import train_prior as function
     return function

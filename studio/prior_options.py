@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guidance.one_pass import one_pass_notes
 from guidance.prior_folder import Hints, read_hints
 from guidance.priors.extensions import Extensions, parse_lora, refuse_extension
 from guidance.priors.loading import pipeline_of
 from guidance.priors.resources import Resources
+
+ONE_PASS = "one_pass.safetensors"
+"""In a prior's folder: its own file of one-pass guidance."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,9 @@ class PriorOptions:
     """LoRA files on top of it, each FILE or FILE:WEIGHT, as safetensors."""
     textual_inversion: tuple[str, ...] = ()
     """Files with new words for prompts, as safetensors."""
+    one_pass: str = ""
+    """File of `studio distill-guidance` that lets the prior answer with the prompt and without it in one pass, nearly
+    twice as fast and a little less exactly; own: the one in the prior's folder."""
     image: str = ""
     """Picture that prompts, for an IP-Adapter or a novel-view prior; its object in front of a plain background."""
     resolution: int | None = None
@@ -36,6 +43,13 @@ class PriorOptions:
         """
         return Extensions(tuple(parse_lora(text) for text in self.lora), tuple(map(Path, self.textual_inversion)))
 
+    def one_pass_file(self, prior: Path) -> Path | None:
+        """The file of one-pass guidance for the prior in a folder, if there is to be one."""
+        if not self.one_pass:
+            return None
+        home = prior.with_suffix("") if prior.is_file() else prior
+        return home / ONE_PASS if self.one_pass == "own" else Path(self.one_pass)
+
 
 def option_problems(options: PriorOptions, prior: Path) -> list[str]:
     """What is wrong with the options for a prior, in words; nothing heavy is loaded."""
@@ -46,6 +60,11 @@ def option_problems(options: PriorOptions, prior: Path) -> list[str]:
             refuse_extension(file)
     except ValueError as problem:
         wrong.append(f"{problem}.")
+    if (file := options.one_pass_file(prior)) is not None:
+        try:
+            one_pass_notes(file)
+        except ValueError as problem:
+            wrong.append(f"{problem}.")
     if options.image and not Path(options.image).is_file():
         wrong.append(f"There is no picture {options.image}.")
     if not options.image and prior.is_dir() and pipeline_of(prior) == "":

@@ -25,6 +25,7 @@ def stamp(name: str, prior: Path, options: PriorOptions) -> dict[str, Any]:
     home = prior if prior.is_dir() else prior.parent
     further = [file for file, _ in options.extensions.loras] + list(options.extensions.inversions)
     further += [Path(options.image)] if options.image else []
+    further += [file] if (file := options.one_pass_file(prior)) else []
     return {
         "prior": name,
         "place": str(prior),

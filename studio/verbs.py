@@ -194,6 +194,14 @@ def train_prior(arguments: list[str]) -> int:
     return command.main(options)
 
 
+def distill_guidance(arguments: list[str]) -> int:
+    """``studio distill-guidance``."""
+    from studio.distillation import command
+
+    options = tyro.cli(command.DistillGuidanceOptions, args=arguments, prog="studio distill-guidance")
+    return command.main(options)
+
+
 def _named_recipe(arguments: list[str]) -> str | None:
     for i, argument in enumerate(arguments):
         if argument.startswith("--recipe="):

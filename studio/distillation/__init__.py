@@ -1,0 +1,1 @@
+"""Guidance distillation: ``studio distill-guidance``."""
