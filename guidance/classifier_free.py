@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from guidance.contract import Condition, Draw, OnePassPrior, Prior
@@ -29,11 +29,11 @@ class Ask:
 def predict(prior: Prior, condition: Condition, *asks: Ask, repel: float = 1.0) -> tuple[Tensor, ...]:
     """Predicted noise [b, c, i, j] for each question, in the order asked, from one batched forward pass.
 
-    The null branch leaves the camera out (a pose of zeros), unless the condition keeps it, and any picture prompt;
-    every branch keeps what else ``condition.extra`` holds, such as the background. Where the condition repels
-    directions of view, every answer to ``text`` that has one to ``null`` of the same latents beside it is Perp-Neg's
-    (arXiv 2304.04968), and stands in for ``eps_c`` in all formulas: ``eps_u + d + sum_i w_i perp(d_i, d)``, with
-    ``d = eps_c - eps_u``.
+    The null branch leaves the camera out (a pose of zeros), unless the condition keeps it, and any picture prompt, and
+    so does the negative branch where its prompt is the null prompt; every branch keeps what else ``condition.extra``
+    holds, such as the background. Where the condition repels directions of view, every answer to ``text`` that has one
+    to ``null`` of the same latents beside it is Perp-Neg's (arXiv 2304.04968), and stands in for ``eps_c`` in all
+    formulas: ``eps_u + d + sum_i w_i perp(d_i, d)``, with ``d = eps_c - eps_u``.
 
     Args:
         prior: the prior.
@@ -69,7 +69,7 @@ def _answers(prior: Prior, condition: Condition, asks: list[Ask], texts: list[Te
         "t": torch.cat([ask.t for ask in every]),
         "text": torch.cat([texts[i] for i in places]),
         "pose": None if condition.pose is None else torch.cat([_pose(condition, ask.branch) for ask in every]),
-        "extra": {n: torch.cat([_extra(n, v, ask.branch) for ask in every]) for n, v in condition.extra.items()},
+        "extra": {n: torch.cat([_extra(condition, n, ask.branch) for ask in every]) for n in condition.extra},
     }
     told, null = (
         cast(OnePassPrior, prior).predict_both(**question) if beside else (prior.predict_noise(**question), None)
@@ -108,11 +108,26 @@ def _text(condition: Condition, branch: Branch) -> Tensor:
 
 def _pose(condition: Condition, branch: Branch) -> Tensor:
     assert condition.pose is not None
-    return torch.zeros_like(condition.pose) if branch == "null" and not condition.pose_in_null else condition.pose
+    return condition.pose if condition.pose_in_null else condition.pose * _prompted(condition, branch)[:, None, None]
 
 
-def _extra(name: str, value: Tensor, branch: Branch) -> Tensor:
-    return torch.zeros_like(value) if branch == "null" and name.startswith("image") else value
+def _extra(condition: Condition, name: str, branch: Branch) -> Tensor:
+    value = condition.extra[name]
+    told = _prompted(condition, branch).view(-1, *[1] * (value.dim() - 1))
+    return value * told if name.startswith("image") else value
+
+
+def _prompted(condition: Condition, branch: Branch) -> Bool[Tensor, " b"]:
+    """Which samples a branch prompts at all: the null branch none, the negative one those whose words say something.
+
+    For a prior that reads no words every negative prompt is empty, and one that was told the picture and the camera
+    would answer as the prompt does.
+    """
+    if branch == "null":
+        return torch.zeros(len(condition.text), dtype=torch.bool, device=condition.text.device)
+    if branch == "negative":
+        return (condition.negative != condition.null).flatten(1).any(1)
+    return torch.ones(len(condition.text), dtype=torch.bool, device=condition.text.device)
 
 
 def _pairs(asks: tuple[Ask, ...], *branches: Branch) -> list[tuple[int, int]]:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from guidance.classifier_free import predict_branches
@@ -24,10 +23,8 @@ class CSD:
     falling b, regularisers) has to end that. The paper's first stage lets b rise to 1 over its first half under uniform
     weights; its refinement lets b fall from 1 to 0.5 under ``sds`` weights.
 
-    An empty negative prompt says nothing that the null prompt does not say, and for a prior that reads no words, such
-    as a novel-view one, every negative prompt is empty. Then ``eps_u`` stands in for ``eps_neg``, and the reference is
-    ``eps_u`` whatever b is. The negative branch would not do: it is told the picture or the camera that the null branch
-    is not told, and where that is all there is to tell, it answers ``eps_c``, and nothing would be left of the pull.
+    Where the negative prompt is empty, as every one is for a prior that reads no words, ``eps_neg`` is ``eps_u``
+    (``classifier_free.predict``), and the reference is ``eps_u`` whatever b is.
     """
 
     blend: Schedule = field(default=Schedule(0.0, 1.0, until=0.5))
@@ -59,12 +56,6 @@ class CSD:
         t, b = draw.timesteps, self.blend(progress)
         noisy = add_noise(prior, latents, draw.noise, t)
         conditional, null, negative = predict_branches(prior, noisy, t, condition, ("text", "null", "negative"))
-        negative = torch.where(says_nothing(condition)[:, None, None, None], null, negative)
         reference = (1 - b) * null + b * negative
         gradient = weighted(prior, latents, noisy, t, conditional, reference, self.weighting, self.controls.group)
         return self.controls.finish(gradient, condition, progress)
-
-
-def says_nothing(condition: Condition) -> Bool[Tensor, " b"]:
-    """Which samples' negative prompts are the null prompt, word for word."""
-    return (condition.negative == condition.null).flatten(1).all(1)
