@@ -133,6 +133,12 @@ class DiffusersPrior:
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         idle = [self.parts.modules[name] for name in self.parts.idle]
+        # Text encoders can be larger than all else, so that what is there otherwise makes room for them meanwhile.
+        there = [
+            m for n, m in self.parts.modules.items() if idle and n not in self.parts.idle and not _comes_by_layers(m)
+        ]
+        for module in there:
+            module.to("cpu")
         for module in idle:
             module.to(self.device)
         try:
@@ -140,6 +146,8 @@ class DiffusersPrior:
         finally:
             for module in idle:
                 module.to("cpu")
+            for module in there:
+                module.to(self.device)
 
     @property
     def most_tokens(self) -> int:
@@ -273,6 +281,11 @@ class DiffusersPrior:
         self.evaluations, self.images = self.evaluations + 1, self.images + samples
         if adapted:
             self.adapter_evaluations, self.adapter_images = self.adapter_evaluations + 1, self.adapter_images + samples
+
+
+def _comes_by_layers(module: Any) -> bool:
+    """Whether a module's weights are not in memory, but come to the device layer by layer."""
+    return any(weight.is_meta for weight in module.parameters())
 
 
 _NAMES: dict[torch.dtype, Any] = {

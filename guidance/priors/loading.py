@@ -8,7 +8,7 @@ A folder that names no pipeline is read as a bare text-conditioned U-Net, as the
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,22 @@ PIPELINES = {
 WIDE = ("StableDiffusion3Pipeline", "FluxPipeline", "IFPipeline")
 """Those whose numbers leave float16's range."""
 
+_BARE = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+"""Parts of a folder that names no pipeline."""
 _UNUSED = ("safety_checker", "feature_extractor", "watermarker", "image_processor")
 _CONTROLLED = {
     "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
 }
+
+
+ReadModel = Callable[[Any, Path, str, torch.dtype], Any]
 
 
 def pipeline_of(folder: Path) -> str | None:
@@ -97,11 +108,10 @@ def load_parts(
     if alone:
         components = read_single_file(folder, config, pipeline, dtype)
         return assemble(pipeline or "", components, settings(config), plan, config)
-    if pipeline is None:
-        for component in ("unet", "text_encoder", "tokenizer", "scheduler"):
-            require(folder, component)
-        return bare(_bare_components(folder, dtype), plan)
-    return assemble(pipeline, _components(folder, dtype), settings(folder), plan, folder)
+    components = read_parts(folder, listed(folder, pipeline), dtype, load_model)
+    return (
+        bare(components, plan) if pipeline is None else assemble(pipeline, components, settings(folder), plan, folder)
+    )
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -109,41 +119,40 @@ def settings(folder: Path) -> dict[str, Any]:
     return {k: v for k, v in read_index(folder).items() if not k.startswith("_") and not isinstance(v, list)}
 
 
-def _bare_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    return {
-        "unet": load_model(UNet2DConditionModel, folder, "unet", dtype),
-        "text_encoder": load_model(CLIPTextModel, folder, "text_encoder", dtype),
-        "tokenizer": load(CLIPTokenizer, folder, "tokenizer"),
-        "scheduler": load(DDPMScheduler, folder, "scheduler"),
-        "vae": load_model(AutoencoderKL, folder, "vae", dtype) if (folder / "vae").is_dir() else None,
-    }
-
-
-def _components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Every part that the index lists and a prior uses, loaded; those beside them that extend it, too."""
-    listed = {
+def listed(folder: Path, pipeline: str | None) -> dict[str, Any]:
+    """Library and class of every part that a folder's prior uses; of those beside them that extend it, too."""
+    if pipeline is None:
+        return {name: entry for name, entry in _BARE.items() if name != "vae" or (folder / name).is_dir()}
+    found = {
         name: entry
         for name, entry in read_index(folder).items()
         if isinstance(entry, list) and name not in _UNUSED and entry[-1] is not None
     }
     if (folder / "controlnet").is_dir():
-        listed["controlnet"] = ["diffusers", "ControlNetModel"]
+        found["controlnet"] = ["diffusers", "ControlNetModel"]
     if (folder / "ip_adapter.safetensors").is_file() and (folder / "image_encoder").is_dir():
-        listed["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
-    return {name: _component(folder, name, entry, dtype) for name, entry in listed.items()}
+        found["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+    return found
 
 
-def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype) -> Any:
+def read_parts(folder: Path, entries: dict[str, Any], dtype: torch.dtype, read_model: ReadModel) -> dict[str, Any]:
+    """Every listed part; ``read_model`` reads those that have weights, by class, folder, name and type.
+
+    Raises:
+        MissingPriorError: a part is not there or cannot be read.
+        ValueError: a part is of a class that is not read.
+    """
+    return {name: _part(folder, name, entry, dtype, read_model) for name, entry in entries.items()}
+
+
+def _part(folder: Path, name: str, entry: list[Any], dtype: torch.dtype, read_model: ReadModel) -> Any:
     import diffusers
     import transformers
 
     if name in PROJECTIONS:  # a class of Zero123's own pipeline: one linear layer
         return read_projection(require(folder, name), dtype)
     if entry[-1] == MULTIVIEW_UNET:  # a class of MVDream's own code: a U-Net under other names
-        return load_multiview_unet(require(folder, name), dtype)
+        return read_model(MULTIVIEW_UNET, folder, name, dtype)
     library = {"diffusers": diffusers, "transformers": transformers}.get(str(entry[0]))
     kind = getattr(library, str(entry[-1]), None)
     if not isinstance(kind, type) or ".models.auto." in kind.__module__:  # those look for code
@@ -153,7 +162,7 @@ def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype) ->
         flow = "FlowMatch" in kind.__name__
         return load(diffusers.FlowMatchEulerDiscreteScheduler if flow else diffusers.DDPMScheduler, folder, name)
     if issubclass(kind, torch.nn.Module):
-        return load_model(kind, folder, name, dtype)
+        return read_model(kind, folder, name, dtype)
     return load(kind, folder, name)
 
 
@@ -177,6 +186,8 @@ def load_model(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> A
     Raises:
         MissingPriorError: it cannot be read, or only as a pickle.
     """
+    if kind == MULTIVIEW_UNET:
+        return load_multiview_unet(require(folder, component), dtype)
     if not (folder / component / "config.json").exists():  # transformers would make one up
         refuse(folder, f"its {component}/ has no config.json")
     # Published folders often hold the 16-bit variant alone.

@@ -54,10 +54,10 @@ class Need:
     """Most that decoding one picture keeps, as is done when the steps are over."""
 
     def peak(self, text_waits: bool = False) -> int:
-        """Most at any time; ``text_waits``: text encoders are on the device only while prompts are embedded."""
+        """Most at any time; ``text_waits``: text encoders are on the device only while prompts are embedded, alone."""
         busy = max(self.predicting + self.kept, self.encoding, self.learning, self.decoding)
         working = self.weights + self.critic + busy
-        return max(working, self.weights + self.texts) if text_waits else working + self.texts
+        return max(working, self.texts) if text_waits else working + self.texts
 
 
 @functools.lru_cache(maxsize=64)

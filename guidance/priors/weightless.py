@@ -11,22 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidance.prior_folder import read_hints, read_index, refuse, require
-from guidance.priors.assembly import PROJECTIONS, Plan, assemble, bare, read_projection
+from guidance.prior_folder import read_hints, refuse, require
+from guidance.priors.assembly import Plan, assemble, bare
 from guidance.priors.ldm_names import MULTIVIEW_UNET, unet_settings
-from guidance.priors.loading import load, pipeline_of, quiet, settings
+from guidance.priors.loading import listed, pipeline_of, quiet, read_parts, settings
 from guidance.priors.parts import Parts
 from guidance.priors.resources import Resources
 
 META = torch.device("meta")
-_BARE = {
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "DDPMScheduler"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-_UNUSED = ("safety_checker", "feature_extractor", "watermarker", "image_processor")
 
 
 @functools.lru_cache(maxsize=2)
@@ -47,7 +39,8 @@ def weightless(folder: Path, dtype: torch.dtype, resources: Resources, resolutio
     plain = dataclasses.replace(resources, offload="none", compile="off")
     plan = Plan(META, plain, read_hints(folder), resolution)
     with quiet():
-        components = {name: _component(folder, name, entry, dtype) for name, entry in _listed(folder, pipeline).items()}
+        entries = {name: entry for name, entry in listed(folder, pipeline).items() if (folder / name).is_dir()}
+        components = read_parts(folder, entries, dtype, _settings_alone)
         if pipeline is None:
             return bare(components, plan)
         return assemble(pipeline, components, settings(folder), plan, folder)
@@ -63,41 +56,17 @@ def on_meta(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         return model.to(dtype).eval()
 
 
+def _settings_alone(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
+    """A part that has weights, without them."""
+    import diffusers
+
+    own = diffusers.UNet2DConditionModel if kind == MULTIVIEW_UNET else kind
+    try:
+        return on_meta(own, require(folder, component), dtype)
+    except (OSError, ValueError) as error:
+        refuse(folder, f"the settings in its {component}/ cannot be read ({error})", error)
+
+
 def bytes_of(module: nn.Module) -> int:
     """Bytes of a module's weights and buffers."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
-def _listed(folder: Path, pipeline: str | None) -> dict[str, Any]:
-    """Library and class of every part that there is."""
-    if pipeline is None:
-        return {name: entry for name, entry in _BARE.items() if (folder / name).is_dir()}
-    found = {
-        name: entry for name, entry in read_index(folder).items() if isinstance(entry, list) and entry[-1] is not None
-    }
-    found["controlnet"] = ["diffusers", "ControlNetModel"]
-    if (folder / "ip_adapter.safetensors").is_file():
-        found["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
-    return {name: entry for name, entry in found.items() if (folder / name).is_dir() and name not in _UNUSED}
-
-
-def _component(folder: Path, name: str, entry: list[Any], dtype: torch.dtype) -> Any:
-    import diffusers
-    import transformers
-
-    if name in PROJECTIONS:
-        return read_projection(folder / name, dtype)
-    own = entry[-1] == MULTIVIEW_UNET
-    library = diffusers if own else {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
-    kind = getattr(library, "UNet2DConditionModel" if own else str(entry[-1]), None)
-    if not isinstance(kind, type):
-        raise ValueError(f"{folder}: {name} is a {entry[-1]} of {entry[0]}; only diffusers' and transformers' are read")
-    if issubclass(kind, diffusers.SchedulerMixin):
-        flow = "FlowMatch" in kind.__name__
-        return load(diffusers.FlowMatchEulerDiscreteScheduler if flow else diffusers.DDPMScheduler, folder, name)
-    if not issubclass(kind, nn.Module):
-        return load(kind, folder, name)
-    try:
-        return on_meta(kind, require(folder, name), dtype)
-    except (OSError, ValueError) as error:
-        refuse(folder, f"the settings in its {name}/ cannot be read ({error})", error)

@@ -62,7 +62,7 @@ def test_an_evaluation_takes_what_was_told(wide: Path):
         prior.predict_noise(torch.randn(2, 4, 32, 32), t, text)
 
     told = predicting(weightless(wide, torch.float32, Resources(), 128), 2)
-    assert told == pytest.approx(measured(step), rel=0.03)
+    assert told == pytest.approx(measured(step), rel=0.02)
 
 
 def test_an_encoding_takes_what_was_told(folder_of: Callable[[str], Path]):
@@ -73,7 +73,7 @@ def test_an_encoding_takes_what_was_told(folder_of: Callable[[str], Path]):
         real.parts.latents.encode(images * 2 - 1).sum().backward()
 
     kept, most = encoding(weightless(folder_of(SD), torch.float32, Resources(), 64), 2)
-    assert most == pytest.approx(measured(step), rel=0.15) and 0.5 * most < kept < most
+    assert most == pytest.approx(measured(step), rel=0.05) and 0.5 * most < kept < most
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,10 @@ def test_what_is_computed_again_is_counted_with_fused_attention():
 
 def test_the_peak_is_the_worst_moment():
     need = Need(weights=100, texts=50, predicting=10, kept=5, encoding=30)
-    assert need.peak() == 180 and need.peak(text_waits=True) == 150
+    assert need.peak() == 180 and need.peak(text_waits=True) == 130
     learnt = dataclasses.replace(need, critic=7, learning=40)
-    assert learnt.peak() == 197 and learnt.peak(text_waits=True) == 150
+    assert learnt.peak() == 197 and learnt.peak(text_waits=True) == 147
+    assert dataclasses.replace(need, texts=500).peak(text_waits=True) == 500  # they visit alone
     assert dataclasses.replace(need, decoding=60).peak() == 210
 
 

@@ -130,3 +130,19 @@ def test_a_machine_without_a_compiler_is_told_so(folder_of: Callable[[str], Path
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"takes Triton, which is not installed.*leave out --prior-options"):
         refuse_without_compiler(torch.device("cuda"))
+
+
+def test_everything_else_makes_room_for_text_encoders(folder_of: Callable[[str], Path]):
+    """T5 is larger than the transformers it reads for, so the most that is needed is the larger of the two."""
+    prior = DiffusersPrior.load(folder_of("stable_diffusion_3"), "cpu", resources=Resources(offload="text"))
+    encoders, moves = set(prior.parts.idle), []
+    for name, module in prior.parts.modules.items():
+        module.to = lambda device, name=name: moves.append(name)
+    prior.embed(["a fox"])
+    others = set(prior.parts.modules) - encoders
+    assert len(encoders) >= 2 and {"transformer", "vae"} <= others
+    count = len(others)
+    assert set(moves[:count]) == others and set(moves[-count:]) == others
+    assert set(moves[count:-count]) == encoders and moves[count:-count].count("text_encoder") == 2
+    prior.embed(["a fox"])
+    assert len(moves) == 2 * len(prior.parts.modules)  # known prompts move nothing
