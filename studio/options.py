@@ -46,6 +46,8 @@ class Generate:
     """Files with new words for prompts, as safetensors."""
     image: str = ""
     """Picture that prompts, for an IP-Adapter or a novel-view prior."""
+    one_pass: str = ""
+    """own, or a file of `studio distill-guidance`: guidance in one pass of the prior instead of two."""
     negative: str | None = None
     """What it should not look like."""
     seed: int | None = None
@@ -95,6 +97,8 @@ class Edit:
     """Files with new words for prompts, as safetensors; the run's without them."""
     image: str = ""
     """Picture that prompts, for an IP-Adapter or a novel-view prior; the run's without it."""
+    one_pass: str = ""
+    """own, or a file of `studio distill-guidance`: guidance in one pass of the prior; as in the run without it."""
     negative: str | None = None
     """What it should not look like; the run's without it."""
     seed: int | None = None
@@ -166,7 +170,7 @@ def build_edit(options: Edit, knobs: list[str]) -> Request:
 
 def _with_files(request: Request, options: Generate | Edit) -> Request:
     """The request with the files on top of its prior that the command line names."""
-    named = {name: getattr(options, name) for name in ("lora", "textual_inversion", "image")}
+    named = {name: getattr(options, name) for name in ("lora", "textual_inversion", "image", "one_pass")}
     given = {name: value for name, value in named.items() if value}
     return dataclasses.replace(request, prior_options=dataclasses.replace(request.prior_options, **given))
 

@@ -52,7 +52,8 @@ class Evaluate:
     """
 
     methods: tuple[str, ...] | None = None
-    """Methods on the recipe draft; NAME or NAME:KNOB=VALUE, e.g. SDS:form=clean. Without it: all of them."""
+    """Methods on the recipe draft; NAME or NAME:KNOB=VALUE, e.g. SDS:form=clean or
+    SDS:one_pass=own. Without it: all of them."""
     recipes: tuple[str, ...] | None = None
     """Recipes to compare, each at its own number of steps; without --methods they alone are."""
     prompts: Path | None = None
@@ -198,7 +199,10 @@ def distill_guidance(arguments: list[str]) -> int:
     """``studio distill-guidance``."""
     from studio.distillation import command
 
-    options = tyro.cli(command.DistillGuidanceOptions, args=arguments, prog="studio distill-guidance")
+    try:
+        options = tyro.cli(command.DistillGuidanceOptions, args=arguments, prog="studio distill-guidance")
+    except ValueError as problem:
+        return complain(str(problem), BAD_USAGE)
     return command.main(options)
 
 

@@ -25,7 +25,7 @@ from guidance.priors.resources import Kind, Resources
 from studio.bench import wait
 from studio.checkpoints import write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
-from studio.codec import decode, encode
+from studio.codec import encode
 from studio.distillation.training import Phrase, Student, any_of, chooser, toys, train
 from studio.evaluate.command import read_prompts
 from studio.paths import BUNDLED_PRIOR, resolve_prior
@@ -36,7 +36,7 @@ from studio.tuning import is_bundled
 class DistillGuidanceOptions:
     """Teach a prior to answer with the prompt and without it in one pass, which halves the price of guidance.
 
-    What is written is a small file for `studio generate --prior-options.one-pass FILE`. The prior is its own teacher;
+    What is written is a small file for `studio generate --one-pass FILE`. The prior is its own teacher;
     prompts are all that it needs. The same command again goes on where it was.
     """
 
@@ -131,14 +131,17 @@ def keep_settings(options: DistillGuidanceOptions) -> None:
         ValueError: the names and values that differ.
         OSError: the folder cannot be written.
     """
-    path, mine = options.work / "settings.json", _lasting(options)
+    path, mine = options.work / "settings.json", json.dumps(_lasting(options), indent=2)
     if path.is_file():
-        before = decode(dict[str, Any], json.loads(path.read_text(encoding="utf-8")), "settings")
-        changed = [f"{n} was {before.get(n)}, now {value}" for n, value in mine.items() if before.get(n) != value]
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as problem:
+            raise ValueError(f"{path} cannot be read: {problem}") from problem
+        changed = [f"{n} was {before.get(n)}, now {v}" for n, v in json.loads(mine).items() if before.get(n) != v]
         if changed:
             raise ValueError(f"{options.work} holds another training ({'; '.join(changed)}); choose another --work.")
     options.work.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(mine, indent=2).encode())
+    write_atomically(path, mine.encode())
 
 
 def _lasting(options: DistillGuidanceOptions) -> dict[str, Any]:

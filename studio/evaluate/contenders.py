@@ -16,6 +16,8 @@ METHODS: tuple[str, ...] = tuple(
     name for method in members(AnyGuidance) for name in (_FORMS if method == "SDS" else (method,))
 )
 """Every method there is; SDS in both of its forms."""
+_PRIORS = {"one_pass": "--prior-options.one-pass"}
+"""Knobs that are the prior's, not the method's."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def contenders(methods: Iterable[str], recipes: Iterable[str]) -> list[Contender
     """The contenders of these names.
 
     Args:
-        methods: names of methods, on ``RECIPE``; ``SDS:scale=20`` or ``SDS:form=clean,scale=20`` also sets knobs.
+        methods: names of methods, on ``RECIPE``; ``SDS:scale=20`` or ``SDS:form=clean,scale=20`` also sets knobs, and
+            ``SDS:one_pass=own`` asks the prior for both answers in one pass.
         recipes: names of recipes.
     """
     return [*map(_method, methods), *(Contender(name, name) for name in recipes)]
@@ -78,11 +81,11 @@ def contenders(methods: Iterable[str], recipes: Iterable[str]) -> list[Contender
 def _method(name: str) -> Contender:
     method, _, rest = name.partition(":")
     settings = [setting.partition("=") for setting in rest.split(",") if setting]
-    knobs = [word for knob, _, value in settings for word in (f"--stages.0.guidance.{knob}", value)]
+    knobs = [word for knob, _, value in settings for word in (_PRIORS.get(knob, f"--stages.0.guidance.{knob}"), value)]
     kind = _kinds().get(method.lower())
     # "SDS clean" for form=clean, "SDS scale=20", and plain "SDS" for what is SDS's default anyway.
     told = [
-        value if value.isalpha() else f"{knob}={value}"
+        knob.replace("_", " ") if knob in _PRIORS else value if value.isalpha() else f"{knob}={value}"
         for knob, _, value in settings
         if kind is None or str(getattr(kind(), knob, None)) != value
     ]

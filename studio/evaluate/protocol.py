@@ -180,7 +180,7 @@ def _requested(job: Job, folder: Path, device: torch.device) -> Generator[Advanc
 
 def _done(job: Job, request: Request, folder: Path, device: torch.device) -> Generator[Advanced, None, Record]:
     """One run; returns what it adds to its record."""
-    prior, toy = loaded_prior(request.prior, device), toy_of(job.prompt)
+    prior, toy = loaded_prior(request.prior, device, request.prior_options), toy_of(job.prompt)
     stages = request.stages if job.budget is None else tuple(within(stage, job.budget) for stage in request.stages)
     request, found = dataclasses.replace(request, stages=stages), Measured()
     for found in measure(request, prior, toy, sum(map(evaluations_of, stages)), job.budget):

@@ -30,6 +30,12 @@ def test_a_name_may_carry_knobs():
     assert strong.request("a red cube", 3).seed == 3 and strong.budgeted
 
 
+def test_a_prior_may_answer_in_one_pass():
+    (contender,) = contenders(["SDS:form=clean,one_pass=own"], [])
+    request = contender.request("a red cube", 3)
+    assert contender.label == "SDS clean one pass" and request.prior_options.one_pass == "own"
+
+
 def test_recipes_run_as_they_are():
     (standard,) = contenders([], ["standard"])
     request = standard.request("a red cube", 0)
