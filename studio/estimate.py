@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from guidance.priors.memory import native_pixels
 from representations.hash_field import HashField
 from representations.kinds import AnyRepresentation
 from representations.particles import Particles
-from studio.codec import decode
 from studio.evaluate.cost import Work, work_of
 from studio.folder import RunError, read_request
 from studio.paths import MissingAsset, UnknownPrior, resolve_prior
@@ -311,14 +311,11 @@ def _numbers_in(file: Path) -> int:
 
 
 def _resolution(folder: Path) -> int:
-    """Pixels a side that a prior was trained with, from its configuration; 512 where it does not say."""
-    for network in ("unet", "transformer"):
-        try:
-            side = json.loads((folder / network / "config.json").read_text(encoding="utf-8"))["sample_size"]
-            return decode(int, side) * (8 if (folder / "vae").is_dir() else 1)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return 512
+    """Pixels a side that a prior was trained with; 512 where it does not say."""
+    try:
+        return native_pixels(folder)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return 512
 
 
 def _duration(seconds: float) -> str:

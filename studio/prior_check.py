@@ -56,6 +56,8 @@ def examine_prior(name: str, fetch: bool = False) -> list[Check]:
             raise ValueError(f"{name!r} is no preset that could be fetched; studio doctor --prior {name} names them")
         sys.stderr.write(f"Fetching {preset.repository} into {preset.folder}. Licence: {preset.licence}\n")
         download(preset)
+        if not preset.whole:
+            return [Check("part of a prior", "ok", f"{preset.folder}: {preset.use}")]
     place = resolve_prior(name)
     folder = configuration_of(place)
     checks = [_kind(place, folder)]

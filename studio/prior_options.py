@@ -23,9 +23,6 @@ class PriorOptions:
     """LoRA files on top of it, each FILE or FILE:WEIGHT, as safetensors."""
     textual_inversion: tuple[str, ...] = ()
     """Files with new words for prompts, as safetensors."""
-    one_pass: str = ""
-    """File of `studio distill-guidance` that lets the prior answer with the prompt and without it in one pass, nearly
-    twice as fast and a little less exactly; own: the one in the prior's folder."""
     image: str = ""
     """Picture that prompts, for an IP-Adapter or a novel-view prior; its object in front of a plain background."""
     resolution: int | None = None
@@ -33,6 +30,9 @@ class PriorOptions:
     and time."""
     resources: Resources = field(default=Resources())
     """Memory and speed."""
+    one_pass: str = ""
+    """File of `studio distill-guidance` that lets the prior answer with the prompt and without it in one pass, nearly
+    twice as fast and a little less exactly; own: the one in the prior's folder."""
 
     @property
     def extensions(self) -> Extensions:

@@ -1,6 +1,5 @@
 """What each verb of the command line does."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -223,26 +222,18 @@ def _show_knobs(arguments: list[str]) -> int:
 
 
 def _follow(events: Any, as_json: bool) -> int:
-    """Show events until they end; the first Ctrl-C asks the run to stop, the second stops it at once."""
+    """Show events until they end. Ctrl-C and SIGTERM ask the run to stop; a second Ctrl-C stops it at once."""
     from studio.console import show, show_json
+    from studio.jobs.terminal import asked_to_stop
 
-    asked: list[bool] = []
-
-    def interrupt(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(True)
-
-    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        stream: Iterator[Event] = events(lambda: bool(asked))
-        return (show_json if as_json else show)(stream)
+        with asked_to_stop() as asked:
+            stream: Iterator[Event] = events(asked)
+            return (show_json if as_json else show)(stream)
     except RunError as problem:
         return complain(str(problem), FAILED)
     except OSError as problem:
         return complain(in_words(problem), FAILED)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def in_words(problem: OSError) -> str:

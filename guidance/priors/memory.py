@@ -231,7 +231,7 @@ def native_pixels(folder: Path) -> int:
     network = next(folder / name for name in ("unet", "transformer") if (folder / name).is_dir())
     size = unet_settings(network).get("sample_size") or 128
     vae = folder / "vae" / "config.json"
-    factor = read_hints(folder)["pixel_shuffle"]
+    factor = 8 if vae.parent.is_dir() else read_hints(folder)["pixel_shuffle"]  # published autoencoders' all
     if vae.is_file():
         factor = 2 ** (len(json.loads(vae.read_text(encoding="utf-8"))["block_out_channels"]) - 1)
     return hinted or size * factor

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from studio.app.pictures import newest_previews, preview_uri, thumbnail, view_uri
 from studio.app.plot import loss_plot
-from studio.app.progress import Progress
 from studio.app.service import Plan, Run
 from studio.app.words import checks, duration, memory, result_words, score, state_line
+from studio.jobs.progress import Progress
 
 _ICONS = {
     "pause": "M8 5v14M16 5v14",

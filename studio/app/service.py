@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from studio.app.form import Form, objections, request_of, wanted
-from studio.app.progress import Progress, Tail
 from studio.estimate import Estimate, estimate
 from studio.folder import RunError, read_request
+from studio.jobs.progress import Progress, Tail
 from studio.jobs.store import Item, Job, Store, UnknownJob
 from studio.options import UsageError
 from studio.request import Problem, Request, check

@@ -10,10 +10,10 @@ from typing import Any
 
 from studio.app import panels
 from studio.app.maps import write_maps
-from studio.app.progress import Progress
 from studio.app.service import Run, Service
 from studio.app.shelf import Shelf, fitted_splats
 from studio.folder import RunError, slug
+from studio.jobs.progress import Progress
 
 LIVE, MESH, SPLATS, TURNTABLE, MAPS, SHEET, REPORT = VIEWS = (
     "live",

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from studio.app.progress import Progress
 from studio.app.service import Run
+from studio.jobs.progress import Progress
 
 
 def duration(seconds: float) -> str:

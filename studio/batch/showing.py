@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from studio.app.progress import Tail
+from studio.jobs.progress import Tail
 from studio.jobs.store import Job, State, Store, UnknownJob
 from studio.jobs.terminal import printable
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from studio.app.plot import loss_plot
-from studio.app.progress import Progress, Tail
 from studio.app.service import Service
 from studio.app.words import duration, memory, ordinal, pace
+from studio.jobs.progress import Progress, Tail
 
 
 def stepped(time: float, done: int, total: int = 100, loss: float = 2.0, **measured: float) -> dict[str, Any]:

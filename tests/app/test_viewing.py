@@ -24,12 +24,12 @@ from studio.app.exported import exported
 from studio.app.form import Form
 from studio.app.maps import textures, write_maps
 from studio.app.pictures import boxed_views, corners, newest_previews, preview_uri, project, thumbnail
-from studio.app.progress import Progress
 from studio.app.service import Run, Service
 from studio.app.settings_panel import settings_panel
 from studio.app.shelf import Shelf, fitted_splats
 from studio.app.viewing import FILES, LIVE, MESH, REPORT, files, frame
 from studio.export.splat_ply import load_splat_ply, splat_ply_bytes
+from studio.jobs.progress import Progress
 from studio.recipes import RECIPES
 
 HOSTILE = "<img src=x onerror=alert(1)> \" ' & {{x}} ${y}"

@@ -179,7 +179,7 @@ def test_critics_adapt_a_prior_that_answers_twice(prior: tuple[DiffusersPrior, P
     loaded, folder = prior
     learnt(loaded.network).write(tmp_path / "one.safetensors", {})
     with_it = DiffusersPrior.load(folder, "cpu", one_pass=tmp_path / "one.safetensors")
-    question = ask(with_it, views) | {"pose": views.pose}
+    question: dict[str, Any] = ask(with_it, views) | {"pose": views.pose}
     without = with_it.predict_noise(**question)
     assert torch.equal(with_it.predict_noise(**question, adapter=with_it.adapter(2, 0)), without)
 

@@ -40,7 +40,7 @@ STABLE_DIFFUSION_3 = [
 
 
 def test_weights_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The listing is that of the hub; what is left out would be 30 GB more than the 16 that are needed."""
+    """The listing is that of the hub."""
     assert fetched("sd35-medium", STABLE_DIFFUSION_3, tmp_path, monkeypatch) == sorted(
         [
             "model_index.json",

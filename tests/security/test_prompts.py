@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from studio.app import panels
-from studio.app.progress import Progress
 from studio.app.service import Run, Service
 from studio.app.shell import generate_command
 from studio.codec import decode, encode
 from studio.folder import free_name, slug
+from studio.jobs.progress import Progress
 from studio.jobs.store import Item, Store
 from studio.options import Generate, build_request
 from studio.recipes import RECIPES
