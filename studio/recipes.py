@@ -3,7 +3,8 @@
 Those here are named after what they make, those of ``papers`` after what they follow. Guidance here is the
 reconstruction form of SDS (MVDream, arXiv 2308.16512) with one prior step a view: it comes first in the comparison of
 methods. Timesteps descend over the run, from deciding what the thing is to deciding what it looks like; the opacity
-penalty of DreamFusion fades out meanwhile.
+penalty of DreamFusion fades out meanwhile. Priors larger than the bundled one, which is one of 64 pixels, are shown more
+of them.
 """
 
 import dataclasses
@@ -20,16 +21,17 @@ from studio.tuning import LATENT_SDS, PIXEL_SDS, wishes
 
 def draft(prompt: str, pixels: bool = True) -> Request:
     """A minute on a laptop: a cloud of gaussians, a mesh of 12,000 faces, a 1024-texel texture."""
-    guidance = PIXEL_SDS if pixels else LATENT_SDS
-    return Request(prompt, stages=(Stage(Splats(), guidance, steps=900, regularizers=wishes(Splats())),))
+    guidance, cameras = (PIXEL_SDS, Orbit()) if pixels else (LATENT_SDS, Orbit(size=256))
+    stage = Stage(Splats(), guidance, steps=900, cameras=cameras, regularizers=wishes(Splats()))
+    return Request(prompt, stages=(stage,))
 
 
 def standard(prompt: str, pixels: bool = True) -> Request:
     """A field of 96 cells seen at 96 pixels, 1000 steps; a finer mesh and texture than draft."""
-    field, guidance = HashField(levels=(12, 24, 48, 96)), PIXEL_SDS if pixels else LATENT_SDS
+    guidance, cameras = (PIXEL_SDS, Orbit(size=96)) if pixels else (LATENT_SDS, Orbit(size=128))
     return Request(
         prompt,
-        stages=(Stage(field, guidance, steps=1000, cameras=Orbit(size=96)),),
+        stages=(Stage(HashField(levels=(12, 24, 48, 96)), guidance, steps=1000, cameras=cameras),),
         export=Export(faces=25_000, texture=2048, grid=128),
     )
 
