@@ -4,4 +4,4 @@ This package composes the others: it alone knows files, processes and people. ``
 finds the assets, ``doctor`` examines the installation.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

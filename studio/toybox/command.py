@@ -21,13 +21,14 @@ from guidance.prior_folder import MissingPriorError
 from studio.checkpoints import Checkpoints, write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import decode, encode
+from studio.prior_options import ONE_PASS
 from studio.toybox.release import History, Measured, in_memory, release, samples_picture, trainee_average
 from studio.toybox.training import Trainee, TrainingProgress, TrainPrior, train
 
 _FREE = ("images", "descent", "checkpoint_every")
 """Settings that may change when a training goes on: they say how long, not what."""
 _RELEASED = {
-    *("unet", "text_encoder", "tokenizer", "scheduler", "model_index.json", "dreamkiln.json"),
+    *("unet", "text_encoder", "tokenizer", "scheduler", "model_index.json", "dreamkiln.json", ONE_PASS),
     *("README.md", "samples.png", "training.json"),
 }
 """What a released folder holds; one that holds anything else is not replaced."""
