@@ -28,7 +28,7 @@ from studio.toybox.training import Trainee, TrainingProgress, TrainPrior, train
 _FREE = ("images", "descent", "checkpoint_every")
 """Settings that may change when a training goes on: they say how long, not what."""
 _RELEASED = {
-    *("unet", "text_encoder", "tokenizer", "scheduler", "model_index.json", "dreamkiln.json", ONE_PASS),
+    *("unet", "text_encoder", "tokenizer", "scheduler", "model_index.json", "dreamkiln.json"),
     *("README.md", "samples.png", "training.json"),
 }
 """What a released folder holds; one that holds anything else is not replaced."""
@@ -174,7 +174,8 @@ def refuse_foreign(out: Path, work: Path) -> None:
         raise Refused(f"--out {out} would replace the training in {work}; choose another folder.")
     if folder.exists() and not folder.is_dir():
         raise Refused(f"--out {out} is a file; choose another name.")
-    strangers = sorted(p.name for p in folder.iterdir() if p.name not in _RELEASED) if folder.is_dir() else []
+    ours = {*_RELEASED, ONE_PASS}  # an adapter of the prior that goes is of no use to the one that comes
+    strangers = sorted(p.name for p in folder.iterdir() if p.name not in ours) if folder.is_dir() else []
     if strangers:
         raise Refused(f"--out {out} is replaced whole, but it holds {strangers[0]!r}, which is no part of a prior.")
 

@@ -226,6 +226,9 @@ it. Shading is part of its pictures. It was trained for little: the pictures abo
 does not.
 
 `studio train-prior` trains it anew; `training.json` has every setting.
+
+`one_pass.safetensors`, where it is there, lets it answer with the prompt and without it in one pass (`studio generate
+--one-pass own`); `studio distill-guidance` makes it, and says in the file's head how exact it is.
 """
 
 
