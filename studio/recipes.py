@@ -3,8 +3,7 @@
 Those here are named after what they make, those of ``papers`` after what they follow. Guidance here is the
 reconstruction form of SDS (MVDream, arXiv 2308.16512) with one prior step a view: it comes first in the comparison of
 methods. Timesteps descend over the run, from deciding what the thing is to deciding what it looks like; the opacity
-penalty of DreamFusion fades out meanwhile. Priors larger than the bundled one, which is one of 64 pixels, are shown more
-of them.
+penalty of DreamFusion fades out meanwhile. The bundled prior sees 64 pixels a side; larger ones are shown more.
 """
 
 import dataclasses
