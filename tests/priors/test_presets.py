@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from studio import presets
+from studio import presets, prior_check
 from studio.paths import UnknownPrior, resolve_prior
 
 
@@ -111,3 +111,12 @@ def test_a_single_pickle_says_how_to_convert_it(tmp_path: Path):
     (tmp_path / "model.ckpt").write_bytes(b"PK")
     with pytest.raises(UnknownPrior, match=r"others could run code.*weights_only=True"):
         resolve_prior(tmp_path / "model.ckpt")
+
+
+def test_a_part_that_was_fetched_says_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(presets.VARIABLE, str(tmp_path))
+    fetched: list[str] = []
+    monkeypatch.setattr(prior_check, "download", lambda preset: fetched.append(preset.name))
+    (check,) = prior_check.examine_prior("lcm-lora", fetch=True)
+    assert fetched == ["lcm-lora"] and check.verdict == "ok"
+    assert str(tmp_path / "lcm-lora") in check.finding and "--lora" in check.finding
