@@ -34,6 +34,10 @@ _PAPERS = (
     ("2502.15681", "xu2025fdistill", "One-step Diffusion Models with $f$-Divergence Distribution Matching",
      "Xu, Yilun and Nie, Weili and Vahdat, Arash"),
     # Priors
+    ("2112.10752", "rombach2021ldm", "High-Resolution Image Synthesis with Latent Diffusion Models",
+     r"Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\"o}rn"),
+    ("2503.07274", "jensen2025agd", "Efficient Distillation of Classifier-Free Guidance using Adapters",
+     "Perez Jensen, Cristian and Sadat, Seyedmorteza"),
     ("2208.01618", "gal2022textualinversion",
      "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion",
      "Gal, Rinon and Alaluf, Yuval and Atzmon, Yuval and Patashnik, Or and Bermano, Amit H. and Chechik, Gal and "
