@@ -26,7 +26,7 @@ from representations.particles import Particles
 from studio.evaluate.cost import Work, work_of
 from studio.folder import RunError, read_request
 from studio.paths import MissingAsset, UnknownPrior, resolve_prior
-from studio.prior_check import UNCOUNTED, configuration_of, peak_of
+from studio.prior_check import configuration_of
 from studio.request import Export, Request, Stage
 from studio.tuning import is_bundled
 
@@ -274,18 +274,11 @@ def _from_weights(request: Request) -> Estimate:
         kept = views * pixels * _ENCODER_BYTES_PER_PIXEL if weights.get("vae") else 0.0
         most = max(most, kept, (work.pictures + work.learnt) / steps * _ANSWER_BYTES)
     size = 2 if gpu else 4
-    memory = _counted(request, gpu) or sum(weights.values()) * size + most * size / 4
+    # A guess, like the rest: counting, as `doctor` and the check before a run do, takes seconds that no page has.
+    memory = sum(weights.values()) * size + most * size / 4
     memory = memory / 2**20 + (0 if gpu else _OWN_MEMORY)
     where = "a GPU in 16 bits" if gpu else "this processor"
     return Estimate(seconds, memory, f"a rough guess from the size of the prior's weights, for {where}")
-
-
-def _counted(request: Request, gpu: bool) -> int | None:
-    """Bytes of the prior at its worst moment; None if it cannot be counted."""
-    try:
-        return peak_of(request, torch.device("cuda" if gpu else "cpu"))
-    except UNCOUNTED:
-        return None
 
 
 def _weights_of(folder: Path) -> int:

@@ -53,6 +53,16 @@ class Visit:
     complaints: list[str] = field(default_factory=list)
     """Errors of scripts, and answers that are errors."""
 
+    def reload(self) -> None:
+        """Load the page anew; that requests which were under way then are aborted is no fault of it."""
+        before = len(self.complaints)
+        self.page.reload()
+        self.complaints[before:] = [c for c in self.complaints[before:] if not c.startswith("AbortError")]
+
+    def viewer(self) -> None:
+        """Wait until the viewer of meshes has begun to draw: left before that, it complains of its own absence."""
+        self.page.wait_for_function("![300, undefined].includes(document.querySelector('#dk-mesh canvas')?.width)")
+
     def flawless(self) -> None:
         """Fail if anything went wrong on the page."""
         assert self.strangers == [] and self.complaints == []

@@ -130,6 +130,8 @@ def test_the_page_on_a_phone_is_as_wide_as_the_phone(clean: tuple[str, Service],
         seen = visit(running, f"{url}?job={ref}", size=(390, 844))
         page = seen.page
         page.locator(f".dk-strip[data-job='{ref}']").wait_for(state="attached")
+        if ref == done:
+            seen.viewer()
         for tab in ("Edit", "Export", "Make", "Compare", "History"):
             page.get_by_role("tab", name=tab, exact=True).click()
             page.wait_for_timeout(300)
@@ -245,7 +247,7 @@ def test_a_hostile_prompt_is_text(clean: tuple[str, Service], running: "Browser"
     assert seen.page.evaluate("window.caught") is None
     assert seen.page.evaluate("document.body.classList.contains('dark')")
     seen.page.get_by_label("Light or dark").click()
-    seen.page.reload()
+    seen.reload()
     heading.wait_for()
     assert not seen.page.evaluate("document.body.classList.contains('dark')")
     seen.flawless()
