@@ -82,7 +82,8 @@ class OnePassAdapter(nn.Module):
 
         tensors = {f"lora/{name}": value for name, value in self.lora.items()}
         tensors |= {f"{_HEAD}/{name}": value for name, value in self.difference.state_dict().items()}
-        notes = {"kind": _KIND, "format": FORMAT, "about": json.dumps(about)}
+        # A single entry: safetensors writes several in any order, and the same adapter is to be the same file.
+        notes = {_KIND: json.dumps({"format": FORMAT, **about})}
         save_file({name: value.detach().half().cpu().contiguous() for name, value in tensors.items()}, file, notes)
 
 
@@ -126,13 +127,13 @@ def one_pass_notes(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, "pt") as opened:
             notes = opened.metadata() or {}
-        about = json.loads(notes["about"]) if notes.get("kind") == _KIND else None
-    except (SafetensorError, KeyError, ValueError, OSError) as problem:
+        about = dict(json.loads(notes[_KIND])) if _KIND in notes else None
+    except (SafetensorError, TypeError, ValueError, OSError) as problem:
         raise ValueError(f"{file} is no safetensors file of one-pass guidance: {problem}") from problem
     if about is None:
         raise ValueError(f"{file} is no file of one-pass guidance; `studio distill-guidance` makes them")
-    if notes["format"] != FORMAT:
-        raise ValueError(f"{file} has format {notes['format']}; this version of Dreamkiln reads format {FORMAT}")
+    if about.pop("format", None) != FORMAT:
+        raise ValueError(f"{file} has another format; this version of Dreamkiln reads format {FORMAT}")
     return about
 
 

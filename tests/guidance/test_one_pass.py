@@ -212,6 +212,10 @@ def test_other_files_are_refused(toy_folder: Path, toy_prior: DiffusersPrior, tm
     save_file({"a": torch.zeros(1)}, lora)
     with pytest.raises(ValueError, match="`studio distill-guidance` makes them"):
         DiffusersPrior.load(toy_folder, "cpu", one_pass=lora)
+    for head, words in (('{"format": "2"}', "another format"), ("[1]", "no safetensors file of one-pass guidance")):
+        save_file({"a": torch.zeros(1)}, other, {"dreamkiln one-pass guidance": head})
+        with pytest.raises(ValueError, match=words):
+            DiffusersPrior.load(toy_folder, "cpu", one_pass=other)
 
 
 def test_that_of_another_network_is_refused(toy_prior: DiffusersPrior, diffusion_folder: Path, tmp_path: Path):
