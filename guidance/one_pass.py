@@ -80,11 +80,31 @@ class OnePassAdapter(nn.Module):
         """
         from safetensors.torch import save_file
 
-        tensors = {f"lora/{name}": value for name, value in self.lora.items()}
-        tensors |= {f"{_HEAD}/{name}": value for name, value in self.difference.state_dict().items()}
         # A single entry: safetensors writes several in any order, and the same adapter is to be the same file.
         notes = {_KIND: json.dumps({"format": FORMAT, **about})}
-        save_file({name: value.detach().half().cpu().contiguous() for name, value in tensors.items()}, file, notes)
+        tensors = {name: value.detach().half().cpu().contiguous() for name, value in self._named().items()}
+        save_file(tensors, file, notes)
+
+    @torch.no_grad()
+    def begin_with(self, file: Path) -> None:
+        """Take the weights in a file that ``write`` wrote.
+
+        Raises:
+            ValueError: the file is none, or of another network or rank.
+        """
+        from safetensors.torch import load_file
+
+        one_pass_notes(file)
+        tensors, mine = load_file(file), self._named()
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in mine.items()}:
+            raise ValueError(f"{file} is of another network or rank")
+        for name, weight in mine.items():
+            weight.copy_(tensors[name])
+
+    def _named(self) -> dict[str, Tensor]:
+        """The weights as a file names them."""
+        head = {f"{_HEAD}/{name}": weight for name, weight in self.difference.named_parameters()}
+        return {f"lora/{name}": weight for name, weight in self.lora.items()} | head
 
 
 def add_one_pass(network: Any, file: Path) -> None:

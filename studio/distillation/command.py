@@ -20,6 +20,7 @@ from guidance.classifier_free import Ask, predict
 from guidance.contract import Condition
 from guidance.diffusers_prior import DiffusersPrior
 from guidance.distillation import Distillation, measure, refuse_other_priors
+from guidance.one_pass import one_pass_notes
 from guidance.prior_folder import MissingPriorError
 from guidance.priors.resources import Kind, Resources
 from studio.bench import wait
@@ -50,6 +51,8 @@ class DistillGuidanceOptions:
     """Folder of the training: settings and checkpoints."""
     out: Path = Path("distillation/one_pass.safetensors")
     """File to write."""
+    begin_with: Path | None = None
+    """File of an adapter of the same rank whose weights a new training starts from."""
     resolution: int | None = None
     """Pixels a side; none: as the prior was trained."""
     dtype: Kind = "auto"
@@ -81,10 +84,11 @@ def _carry_out(options: DistillGuidanceOptions, console: Console) -> None:
     from studio.run import choose_device
 
     phrase = _phrase(options)
-    keep_settings(options)
+    refuse_other_settings(options)
     prior = _loaded(options, choose_device(options.device))
     choose = chooser(prior, phrase)
-    student = Student(prior, choose, options.settings)
+    student = Student(prior, choose, options.settings, options.begin_with)
+    _keep_settings(options)
     columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=options.settings.steps)
@@ -124,29 +128,39 @@ def _phrase(options: DistillGuidanceOptions) -> Phrase:
     return toys
 
 
-def keep_settings(options: DistillGuidanceOptions) -> None:
-    """Note what a training is; refuse to go on with another one.
+def refuse_other_settings(options: DistillGuidanceOptions) -> None:
+    """Refuse to go on with another training.
 
     Raises:
         ValueError: the names and values that differ.
-        OSError: the folder cannot be written.
     """
-    path, mine = options.work / "settings.json", json.dumps(_lasting(options), indent=2)
-    if path.is_file():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as problem:
-            raise ValueError(f"{path} cannot be read: {problem}") from problem
-        changed = [f"{n} was {before.get(n)}, now {v}" for n, v in json.loads(mine).items() if before.get(n) != v]
-        if changed:
-            raise ValueError(f"{options.work} holds another training ({'; '.join(changed)}); choose another --work.")
+    path = _settings(options)
+    if not path.is_file():
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as problem:
+        raise ValueError(f"{path} cannot be read: {problem}") from problem
+    changed = [f"{n} was {before.get(n)}, now {v}" for n, v in _lasting(options).items() if before.get(n) != v]
+    if changed:
+        raise ValueError(f"{options.work} holds another training ({'; '.join(changed)}); choose another --work.")
+
+
+def _keep_settings(options: DistillGuidanceOptions) -> None:
+    """Note what a training is. Only once everything is loaded: one that could not begin binds nobody."""
     options.work.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, mine.encode())
+    write_atomically(_settings(options), json.dumps(_lasting(options), indent=2).encode())
+
+
+def _settings(options: DistillGuidanceOptions) -> Path:
+    return options.work / "settings.json"
 
 
 def _lasting(options: DistillGuidanceOptions) -> dict[str, Any]:
-    named = {"prior": options.prior, "prompts": None if options.prompts is None else str(options.prompts)}
-    return {**named, "resolution": options.resolution, "dtype": options.dtype, **encode(options.settings)}
+    files = {"prompts": options.prompts, "begin_with": options.begin_with}
+    named = {"prior": options.prior, **{name: None if file is None else str(file) for name, file in files.items()}}
+    lasting = {**named, "resolution": options.resolution, "dtype": options.dtype, **encode(options.settings)}
+    return json.loads(json.dumps(lasting))  # tuples become lists, as when they are read back
 
 
 # What is measured -----------------------------------------------------------------------------------------------------
@@ -160,6 +174,7 @@ def about(
         "prior": options.prior,
         "fingerprint": prior.fingerprint(),
         "settings": asdict(options.settings),
+        "begun_with": None if options.begin_with is None else one_pass_notes(options.begin_with),
         "parameters": sum(p.numel() for p in adapter.parameters()),
         "of": sum(p.numel() for p in prior.network.parameters()),
         "error": error,

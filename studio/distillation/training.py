@@ -69,9 +69,13 @@ def _directed(prompt: str, direction: str, rng: random.Random) -> str:
 class Student:
     """The adapter, its running average and its optimiser, and the sketches: all that training changes."""
 
-    def __init__(self, prior: DiffusersPrior, choose: Choose, knobs: Distillation) -> None:
+    def __init__(
+        self, prior: DiffusersPrior, choose: Choose, knobs: Distillation, begin_with: Path | None = None
+    ) -> None:
         self.knobs, self.choose, self.prior, self.step = knobs, choose, prior, 0
         self.adapter = OnePassAdapter(prior.network, knobs.rank, knobs.seed)
+        if begin_with is not None:
+            self.adapter.begin_with(begin_with)
         # Errors under high weights come in bursts: without clipping, and with a long memory of squares, it diverges.
         self.optimiser = torch.optim.AdamW(self.adapter.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
         self.average = [p.detach().clone() for p in self.adapter.parameters()]

@@ -108,6 +108,18 @@ def test_the_same_command_again_measures_anew_and_another_one_is_refused(
     assert "batch was 2, now 3" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_training_begins_with_an_adapter_that_there_is(made: Path, folder: Path, tmp_path: Path, capsys: Any):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    first = made / "one.safetensors"
+    begun = ["--begin-with", str(first)]
+    assert run(asked(folder, tmp_path, *begun, "--steps", "1", "--learning-rate", "1e-12")) == OK
+    notes = one_pass_notes(tmp_path / "one.safetensors")
+    assert notes["begun_with"] == one_pass_notes(first) and notes["error"] == pytest.approx(notes["begun_with"]["error"])
+    assert run([*asked(folder, tmp_path, *begun, "--rank", "3"), "--work", str(tmp_path / "other")]) == BAD_USAGE
+    assert "is of another network or rank" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_loads_it(made: Path, folder: Path):
     options = PriorOptions(one_pass=str(made / "one.safetensors"))
     assert "both" in loaded_prior(str(folder), torch.device("cpu"), options).takes
