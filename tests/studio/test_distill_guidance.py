@@ -113,8 +113,8 @@ def test_a_training_begins_with_an_adapter_that_there_is(made: Path, folder: Pat
     first = made / "one.safetensors"
     begun = ["--begin-with", str(first)]
     assert run(asked(folder, tmp_path, *begun, "--steps", "1", "--learning-rate", "1e-12")) == OK
-    notes = one_pass_notes(tmp_path / "one.safetensors")
-    assert notes["begun_with"] == one_pass_notes(first) and notes["error"] == pytest.approx(notes["begun_with"]["error"])
+    before, notes = one_pass_notes(first), one_pass_notes(tmp_path / "one.safetensors")
+    assert notes["begun_with"] == before and notes["error"] == pytest.approx(before["error"])
     assert run([*asked(folder, tmp_path, *begun, "--rank", "3"), "--work", str(tmp_path / "other")]) == BAD_USAGE
     assert "is of another network or rank" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "other").exists()
