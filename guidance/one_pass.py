@@ -103,8 +103,9 @@ class OnePassAdapter(nn.Module):
 
     def _named(self) -> dict[str, Tensor]:
         """The weights as a file names them."""
-        head = {f"{_HEAD}/{name}": weight for name, weight in self.difference.named_parameters()}
-        return {f"lora/{name}": weight for name, weight in self.lora.items()} | head
+        named: dict[str, Tensor] = {f"lora/{name}": weight for name, weight in self.lora.items()}
+        named |= {f"{_HEAD}/{name}": weight for name, weight in self.difference.named_parameters()}
+        return named
 
 
 def add_one_pass(network: Any, file: Path) -> None:
