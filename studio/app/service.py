@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
+import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,14 +180,19 @@ class Service:
         """Finished runs, newest first: the store's, and those that the command line left in the same home."""
         jobs = self.store.jobs(["done"], search=search, limit=limit, newest_first=True)
         runs = [_run(job) for job in jobs if (job.folder / "result.glb").is_file()]
-        known = {job.folder for job in self.store.jobs(["done"])}
-        strangers = [path.parent for path in self.home.glob("*/report.json") if path.parent not in known]
-        runs += [
-            Run(folder.name, folder, None)
-            for folder in strangers
-            if (folder / "result.glb").is_file() and _matches(folder, search)
-        ]
+        runs += itertools.islice(self._strangers(search.strip().lower()), limit)
         return sorted(runs, key=_ended, reverse=True)[:limit]
+
+    def _strangers(self, search: str) -> Iterator[Run]:
+        """Finished runs in folders that are no finished job's, newest first; only those are looked into."""
+        jobs = self.store.folders("done")
+        with os.scandir(self.home) as entries:
+            folders = [Path(entry.path) for entry in entries if entry.name not in jobs and entry.name[0] != "."]
+        dated = [(_stat(folder / "report.json")[0], folder) for folder in folders]
+        for ended, folder in sorted(dated, reverse=True):
+            whole = ended and all((folder / name).is_file() for name in ("request.json", "result.glb"))
+            if whole and (not search or search in _prompt(folder).lower()):
+                yield Run(folder.name, folder, None)
 
     # Changing ------------------------------------------------------------------------------------------------------
 
@@ -246,11 +254,17 @@ def _refuse(problems: Sequence[Problem]) -> None:
         raise UsageError("\n".join(errors))
 
 
-def _matches(folder: Path, search: str) -> bool:
+def _prompt(folder: Path) -> str:
+    """The prompt of a run, "" where nobody can say; read once, for a run's request is written once."""
+    return _prompt_read(folder, _stat(folder / "request.json")[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _prompt_read(folder: Path, changed: float) -> str:
     try:
-        return search.strip().lower() in read_request(folder).prompt.lower()
+        return read_request(folder).prompt
     except RunError:
-        return False
+        return ""
 
 
 def _ended(run: Run) -> float:

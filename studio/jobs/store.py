@@ -118,6 +118,10 @@ class Store:
         rows = self.database.read().execute(query, (*values, -1 if limit is None else max(0, limit)))
         return [job_of(row, self.home) for row in rows]
 
+    def folders(self, state: State) -> set[str]:
+        """Names of the folders of all jobs in a state, and nothing else of them."""
+        return {row[0] for row in self.database.read().execute("SELECT name FROM jobs WHERE state = ?", (state,))}
+
     def counts(self, batch: str | None = None) -> dict[State, int]:
         """How many jobs there are in each state."""
         tests, values = conditions(None, batch, "")

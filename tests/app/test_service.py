@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from studio.app import service as service_
 from studio.app.change import Change, edit_request, groups_of
 from studio.app.form import Form, form_of, request_of
 from studio.app.service import Service
 from studio.app.shelf import Shelf
 from studio.app.viewing import files, frame
 from studio.app.words import checks, result_words, state_line
+from studio.codec import encode
 from studio.folder import RunError
+from studio.jobs import store
+from studio.jobs.rows import job_of
+from studio.jobs.store import Item
 from studio.options import UsageError
 from studio.request import Request
 
@@ -68,6 +73,28 @@ def test_the_gallery_holds_runs_of_the_command_line_too(service: Service, studio
     (found,) = service.finished()
     assert found.ref == "by-hand" and found.job is None
     assert service.finished("RED cube") == [found] and service.finished("mug") == []
+
+
+def test_the_gallery_reads_what_it_shows_and_no_more(
+    service: Service, small: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.store.submit(small, [Item(f"a mug {i}", i) for i in range(300)])
+    with service.store.database.write() as db:
+        db.execute("UPDATE jobs SET state = 'done', ended = number")
+    for name in (*(job.folder.name for job in service.store.jobs()), "by-hand", "by-hand-2", "unfinished"):
+        (service.home / name).mkdir()
+        for file in ("request.json", "result.glb", *([] if name == "unfinished" else ["report.json"])):
+            (service.home / name / file).write_text(json.dumps(encode(small)))
+    rows, looked = [], []
+    monkeypatch.setattr(store, "job_of", lambda row, home: rows.append(row) or job_of(row, home))
+    monkeypatch.setattr(service_, "read_request", lambda folder: looked.append(folder.name) or small)
+    found = service.finished(limit=7)
+    assert len(rows) == 7 and looked == []
+    assert {run.ref for run in found[:2]} == {"by-hand", "by-hand-2"}  # the jobs ended in 1970
+    assert [run.job.seed for run in found[2:] if run.job] == [299, 298, 297, 296, 295]
+    for _ in range(2):
+        assert service.finished("no such words") == []
+    assert sorted(looked) == ["by-hand", "by-hand-2"]  # once each
 
 
 def test_buttons_change_the_queue(service: Service) -> None:
