@@ -157,7 +157,8 @@ def _wire_form(making: Making, panel: gr.HTML, upload: gr.File, refused: gr.Numb
             gr.Warning(str(problem), title="")
             return dict(form.knobs), count + 1
 
-    panel.input(set_knob, [refused, *fields], [knobs, refused], **TELLING)
+    # One after the other: each adds to what the one before it left.
+    panel.input(set_knob, [refused, *fields], [knobs, refused], **{**TELLING, "trigger_mode": "always_last"})
 
     def dropped(path: str | None) -> dict[Any, Any]:
         if path is None:

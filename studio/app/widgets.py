@@ -9,8 +9,9 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 """An event that is no part of the HTTP API."""
 QUIET: dict[str, Any] = {**PRIVATE, "queue": False}
 """The same, answered at once: nothing quick waits behind what takes its time."""
-TELLING: dict[str, Any] = {**PRIVATE, "concurrency_limit": 16}
-"""An event that may have to tell something: Gradio passes warnings on through its queue alone."""
+TELLING: dict[str, Any] = {**PRIVATE, "concurrency_limit": 16, "trigger_mode": "multiple"}
+"""An event that may have to tell something: Gradio passes warnings on through its queue alone. None is lost: left to
+itself, Gradio drops a click while the one before it is being answered."""
 
 CLICKS = """
 element.addEventListener('click', event => {

@@ -145,6 +145,11 @@ def test_buttons_of_the_queue(clean: tuple[str, Service], running: "Browser") ->
     first, second = service.submit(Form("a {red|blue} mug", prior="tiny"))
     seen = visit(running, url)
     page = seen.page
+    page.locator(f".dk-row[data-ref='{second}'] [data-act=pause]").wait_for()
+    for act, state in (("pause", "paused"), ("resume", "queued")):  # two clicks at once: neither is lost
+        page.evaluate("act => document.querySelectorAll(`.dk-row [data-act=${act}]`).forEach(b => b.click())", act)
+        for ref in (first, second):
+            page.locator(f".dk-row[data-ref='{ref}'][data-state={state}]").wait_for()
     page.locator(f".dk-row[data-ref='{second}'] [data-act=up]").click()
     page.locator(f".dk-row[data-ref='{second}'] small", has_text="next in the queue").wait_for()
     page.locator(f".dk-row[data-ref='{first}'] [data-act=pause]").click()
