@@ -83,7 +83,7 @@ class Prompts:
     def condition(self, views: Views) -> Condition:
         """What the prior is told about each of ``views``: text always, camera and the like if it takes them."""
         count = len(views.images)
-        offered = {"background": views.background, "depth": views.depth, "mask": views.mask, "source": views.source}
+        offered = {name: getattr(views, name) for name in ("background", "depth", "alpha", "mask", "source")}
         told = {name: value.expand(count, *value.shape[1:]) for name, value in self.image.items()}
         repelled, weights = self._repelled(views.pose) if self.view_dependent == "perp_neg" else (None, None)
         return Condition(

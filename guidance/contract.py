@@ -33,6 +33,8 @@ class Views:
     """Where an edit may change the picture."""
     share: Share = WHOLE
     """Which of the step's views these are: all, unless several processes work on a step."""
+    alpha: Float[Tensor, "b 1 h w"] | None = None
+    """Share of each pixel that the object covers; where that is little, so does ``depth`` mean little."""
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,8 @@ class DiffusersPrior:
             pose: camera-to-world; zeros, or None for all, leave the camera out. Read by camera-conditioned priors, and
                 by every adapter.
             extra: named tensors, a row for each sample, as ``takes`` says: ``background`` [b, 3] in sRGB (white without
-                it), ``depth`` [b, 1, h, w], ``mask`` and ``source`` for inpainting, and those that ``see`` makes.
+                it), ``depth`` and ``alpha`` [b, 1, h, w], ``mask`` and ``source`` for inpainting, and those that
+                ``see`` makes.
             adapter: from ``adapter``; where gradients are enabled, the answer is on the graph of its parameters.
 
         Raises:

@@ -173,7 +173,7 @@ def _iteration(prior: DiffusersPrior, method: Guidance[nn.Module], timing: Prior
         began, worked = clock.now(), time.process_time()
         with clock.during("render"):
             out = scene.scene().render(cameras, background)
-        views = Views(out.rgb, cameras.pose, background, out.depth, out.normal)
+        views = Views(out.rgb, cameras.pose, background, out.depth, out.normal, alpha=out.alpha)
         with clock.during("loss"):
             condition = prompts.condition(views)
             loss = method.loss(state, asked, views, condition, 0.5, rng)

@@ -149,7 +149,7 @@ def optimize(run: Run, setting: Setting, timing: Timing, stop: Stop) -> Iterator
         out = run.representation.scene(variant=variant).render(cameras, background)
         source = rendered(setting.source, variant, cameras, background)
         mask = pixels_of(setting.region, cameras)
-        views = Views(out.rgb, cameras.pose, background, out.depth, out.normal, source, mask, share)
+        views = Views(out.rgb, cameras.pose, background, out.depth, out.normal, source, mask, share, out.alpha)
         condition = setting.prompts.condition(views)
         timing.mark(run.step, device)
         loss = guidance.loss(run.guidance_state, prior, views, condition, progress, rng)

@@ -7,6 +7,9 @@ normals of rendering engines where "blue is front, red is left, green is top"; w
 that faces them, since estimates of normals have no background. ControlNet 1.0's normals (``sd-controlnet-normal``) have
 the same sides, but are slopes of MiDaS's numbers, far steeper than surfaces: the page of 1.1 says that it does not read
 true ones.
+
+Renders of gaussians and of fields have faint halos: a few percent of a pixel, at the depth of the object. Whoever
+estimated depth from such a picture would see the background there, so halos fade into nothing.
 """
 
 import math
@@ -24,6 +27,10 @@ from guidance.priors.unet_xl import UNetXL
 
 _NOTHING = 1e-3
 """Depth of a pixel in which there is nothing at all, at most."""
+_FAINTEST = 0.1
+"""Coverage of the most solid pixel of a picture, below which the whole picture fades."""
+_SOLID = 0.5
+"""Solidity from which on a pixel belongs to the surface."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Controlled:
     @property
     def takes(self) -> frozenset[str]:
         """Names of the conditions beyond text."""
-        return self.unet.takes | {"depth"}
+        return self.unet.takes | {"depth", "alpha"}
 
     def answer(self, model: Any, asked: Asked) -> Float[Tensor, "b c i j"]:
         """The raw answer."""
@@ -66,29 +73,47 @@ class Controlled:
 
     @torch.no_grad()
     def _picture(self, asked: Asked) -> Float[Tensor, "b 3 h w"]:
-        depth = asked.extra.get("depth")
+        depth, alpha = asked.extra.get("depth"), asked.extra.get("alpha")
         if depth is None:
-            depth = asked.z.new_zeros(len(asked.z), 1, self.resolution, self.resolution)
-        depth = depth.detach().float()
+            depth, alpha = asked.z.new_zeros(len(asked.z), 1, self.resolution, self.resolution), None
+        depth, solid = depth.detach().float(), solidity(depth, alpha)
         if self.shown == "depth":
-            picture = nearness(depth).expand(-1, 3, -1, -1)
+            picture = nearness(depth, solid).expand(-1, 3, -1, -1)
         else:
-            picture = normal_colours(normals_of_depth(depth, self.field_of_view), depth > _NOTHING)
+            there = solid >= _SOLID
+            picture = normal_colours(normals_of_depth(depth * there, self.field_of_view), there)
         return F.interpolate(picture, (self.resolution, self.resolution), mode="bilinear", antialias=True)
 
 
-def nearness(depth: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Inverse depth of each picture by itself: 1 where it is nearest, 0.1 where farthest, 0 where there is nothing.
+def solidity(depth: Float[Tensor, "b 1 h w"], alpha: Float[Tensor, "b 1 h w"] | None) -> Float[Tensor, "b 1 h w"]:
+    """How much there is in each pixel, as a share of what there is where a picture is most solid.
 
-    Of surfaces 1, 2 and 4 away, whose inverses are 1, 1/2 and 1/4, the middle one is 0.1 + 0.9 (1/4) / (3/4) = 0.4.
+    A share, since an object that is translucent all over, as at the start of a run, is still what there is to see. A
+    picture that is covered by less than a tenth everywhere has nothing solid in it. None: all that has depth is solid.
     """
     there = depth > _NOTHING
-    inverse = torch.where(there, 1 / depth.clamp_min(_NOTHING), torch.zeros_like(depth))
-    nearest = inverse.amax((1, 2, 3), keepdim=True)
-    farthest = torch.where(there, inverse, nearest).amin((1, 2, 3), keepdim=True)
+    if alpha is None:
+        return there.float()
+    most = alpha.detach().float().amax((1, 2, 3), keepdim=True).clamp_min(_FAINTEST)
+    return torch.where(there, (alpha.detach().float() / most).clamp(0, 1), torch.zeros_like(most))
+
+
+def nearness(depth: Float[Tensor, "b 1 h w"], solid: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Inverse depth of each picture by itself: 1 where it is nearest, 0.1 where farthest, 0 where there is nothing.
+
+    Near and far are those of the surface, and each pixel is as bright as its solidity lets it be, as one that a surface
+    covers in part: a threshold would make halos flicker in and out between steps.
+
+    Of surfaces 1, 2 and 4 away, whose inverses are 1, 1/2 and 1/4, the middle one is 0.1 + 0.9 (1/4) / (3/4) = 0.4. A
+    halo 8 away, or right before the camera, changes none of that; of solidity 0.04 it is 0.004 or 0.04 itself.
+    """
+    surface = solid >= _SOLID
+    inverse = torch.where(solid > 0, 1 / depth.clamp_min(_NOTHING), torch.zeros_like(depth))
+    nearest = torch.where(surface, inverse, torch.zeros_like(depth)).amax((1, 2, 3), keepdim=True)
+    farthest = torch.where(surface, inverse, nearest).amin((1, 2, 3), keepdim=True)
     # The farthest surface must not look like nothing at all.
     share = 0.1 + 0.9 * (inverse - farthest) / (nearest - farthest).clamp_min(1e-6)
-    return torch.where(there, share.clamp(0, 1), torch.zeros_like(share))
+    return share.clamp(0.1, 1) * solid
 
 
 def normals_of_depth(depth: Float[Tensor, "b 1 h w"], field_of_view: float) -> Float[Tensor, "b 3 h w"]:

@@ -193,6 +193,7 @@ def asked(parts: Parts, samples: int) -> Asked:
     shapes = {
         "background": (3,),
         "depth": (1, pixels, pixels),
+        "alpha": (1, pixels, pixels),
         "mask": (1, pixels, pixels),
         "source": (3, pixels, pixels),
     }
