@@ -12,14 +12,15 @@ from representations.cameras import Cameras, orbit
 
 @dataclass(frozen=True)
 class Orbit:
-    """Random cameras around the object; distance and field of view are those the prior was trained with."""
+    """Random cameras around the object; distance and field of view are those the prior was trained with, and so is the
+    elevation where nothing is said of it."""
 
     views: int = 4
     """Views a step, evenly spread in azimuth from a random start."""
     size: int = 64
     """Pixels a side of a render."""
-    elevation: tuple[float, float] = (-15.0, 60.0)
-    """Lowest and highest elevation, in degrees."""
+    elevation: tuple[float, float] | None = None
+    """Lowest and highest elevation, in degrees; none: what the prior was trained with."""
 
     def draw(self, hints: Hints, rng: torch.Generator) -> tuple[Cameras, Float[Tensor, "b 3"]]:
         """Cameras of a step and a background for each.
@@ -29,7 +30,7 @@ class Orbit:
         """
         turn = 360.0 * torch.rand(1, generator=rng)
         azimuth = turn + torch.arange(self.views) * (360.0 / self.views)
-        low, high = self.elevation
+        low, high = self.elevation or hints["elevations"]
         elevation = low + (high - low) * torch.rand(self.views, generator=rng)
         if (group := hints["views"]) > 1 and self.views % group == 0:
             # What a prior sees as one stands evenly around the object, at one height.

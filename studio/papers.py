@@ -19,7 +19,7 @@ from representations.kinds import AnyRepresentation
 from representations.splats import Splats
 from studio.cameras import Orbit
 from studio.request import Request, Stage
-from studio.tuning import suited, wishes
+from studio.tuning import PIXEL_ORBIT, suited, wishes
 
 _WHOLE: dict[str, Any] = {"t_min": Schedule(0.02), "t_max": Schedule(0.98)}
 
@@ -135,7 +135,7 @@ def _two_stages(prompt: str, coarse: AnyGuidance, fine: AnyGuidance, pixels: boo
 
 
 def _stage(representation: AnyRepresentation, guidance: AnyGuidance, steps: int, pixels: bool) -> Stage:
-    cameras = Orbit() if pixels else Orbit(size=256)
+    cameras = PIXEL_ORBIT if pixels else Orbit(size=256)
     return Stage(representation, guidance, steps, cameras, wishes(representation))
 
 

@@ -18,6 +18,7 @@ from guidance.schedules import Schedule
 from representations.kinds import AnyRepresentation
 from representations.particles import Particles
 from representations.splats import Splats
+from studio.cameras import Orbit
 from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, bundled_prior, resolve_prior
 from studio.request import Regularizers
 
@@ -29,6 +30,8 @@ _CLEAN: dict[str, Any] = {**_COMMON, "weighting": "snr_sqrt"}
 # loss three to six times as high.
 _CRITIC: dict[str, Any] = {**_CLEAN, "critic": Learning(rate=1e-3)}
 
+PIXEL_ORBIT = Orbit(elevation=(-15.0, 60.0))
+"""Within the -20 to 75 degrees that the bundled prior was trained with: all its figures are of these cameras."""
 PIXEL_SDS = SDS(7.5, form="clean", controls=_BOUNDED, t_min=_LOW, t_max=_HIGH)
 LATENT_SDS = SDS(50.0, form="clean", controls=Controls(rescale=0.5), t_min=_LOW, t_max=_HIGH)
 """The same for latents, with MVDream's guidance weight; it has not been run at full size."""

@@ -24,13 +24,14 @@ from guidance.one_pass import one_pass_notes
 from guidance.prior_folder import MissingPriorError
 from guidance.priors.resources import Kind, Resources
 from studio.bench import wait
+from studio.cameras import Orbit
 from studio.checkpoints import write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import encode
 from studio.distillation.training import Phrase, Student, any_of, chooser, toys, train
 from studio.evaluate.command import read_prompts
 from studio.paths import BUNDLED_PRIOR, resolve_prior
-from studio.tuning import is_bundled
+from studio.tuning import PIXEL_ORBIT, is_bundled
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _carry_out(options: DistillGuidanceOptions, console: Console) -> None:
     phrase = _phrase(options)
     refuse_other_settings(options)
     prior = _loaded(options, choose_device(options.device))
-    choose = chooser(prior, phrase)
+    choose = chooser(prior, phrase, PIXEL_ORBIT if is_bundled(options.prior) else Orbit())
     student = Student(prior, choose, options.settings, options.begin_with)
     _keep_settings(options)
     columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))

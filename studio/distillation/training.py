@@ -3,6 +3,7 @@
 What a step draws is a function of (seed, step), so a training killed at any moment ends as if it had not been.
 """
 
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,11 +49,11 @@ def any_of(prompts: Sequence[str]) -> Phrase:
     return lambda rng: rng.choice(prompts)
 
 
-def chooser(prior: DiffusersPrior, phrase: Phrase) -> Choose:
+def chooser(prior: DiffusersPrior, phrase: Phrase, orbit: Orbit = Orbit()) -> Choose:  # noqa: B008 -- frozen
     """Subjects for pictures of a prior: cameras and backgrounds as runs have them, a prompt for each."""
 
     def choose(count: int, rng: torch.Generator) -> Subjects:
-        cameras, background = Orbit(count).draw(prior.hints, rng)
+        cameras, background = dataclasses.replace(orbit, views=count).draw(prior.hints, rng)
         words = random.Random(int(torch.randint(2**62, (1,), generator=rng)))
         seen = direction_seen(cameras.pose).tolist()
         prompts = [_directed(phrase(words), DIRECTIONS[direction], words) for direction in seen]

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from guidance.classifier_free import predict_branches
 from guidance.conditioning import viewing_angles
 from guidance.diffusers_prior import DiffusersPrior
-from guidance.priors.controlnet import nearness, normal_colours, normals_of_depth
+from guidance.prior_folder import default_hints
+from guidance.priors.controlnet import nearness, normal_colours, normals_of_depth, solidity
 from guidance.priors.multiview import camera_matrix
 from guidance.priors.network import Asked
 from guidance.priors.zero123 import relative_pose, squared
@@ -79,6 +80,17 @@ def test_the_views_of_a_group_stand_a_quarter_turn_apart_at_one_height(prior_of:
     assert abs(elevation[0] - elevation[4]) > 1
 
 
+@pytest.mark.parametrize(("asked", "seen"), [(None, (0.0, 30.0)), ((-40.0, 80.0), (-40.0, 80.0))])
+def test_cameras_stand_where_the_prior_was_trained_unless_something_is_said(asked, seen):
+    """MVDream's own elevations where a request is silent; what it says is never put aside."""
+    hints = default_hints()
+    hints["elevations"] = (0.0, 30.0)
+    cameras, _ = Orbit(views=64, elevation=asked).draw(hints, torch.Generator().manual_seed(0))
+    elevation = viewing_angles(cameras.pose)[1]
+    low, high = seen
+    assert low <= elevation.min() < low + 0.1 * (high - low) and high - 0.1 * (high - low) < elevation.max() <= high
+
+
 # Zero123 --------------------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +154,37 @@ def test_a_picture_that_is_no_square_gets_white_beside_it():
 
 def test_the_nearest_is_brightest_and_nothing_is_black():
     depth = torch.tensor([1.0, 2.0, 4.0, 0.0]).view(1, 1, 2, 2)
-    torch.testing.assert_close(nearness(depth).flatten(), torch.tensor([1.0, 0.4, 0.1, 0.0]))
+    shown = nearness(depth, solidity(depth, None))
+    torch.testing.assert_close(shown.flatten(), torch.tensor([1.0, 0.4, 0.1, 0.0]))
+
+
+@pytest.mark.parametrize("opacity", [1.0, 0.4])
+def test_halos_fade_into_nothing_and_move_neither_near_nor_far(opacity: float):
+    """Surfaces 1, 2 and 4 away, an edge that covers half a pixel, halos behind and before them, and nothing."""
+    depth = torch.tensor([1.0, 2.0, 4.0, 2.0, 8.0, 0.5, 0.0, 0.0]).view(1, 1, 2, 4)
+    alpha = opacity * torch.tensor([1.0, 1.0, 1.0, 0.5, 0.04, 0.04, 0.0, 0.0]).view(1, 1, 2, 4)
+    shown = nearness(depth, solidity(depth, alpha))
+    torch.testing.assert_close(shown.flatten(), torch.tensor([1.0, 0.4, 0.1, 0.2, 0.004, 0.04, 0.0, 0.0]))
+
+
+def test_a_picture_that_is_faint_all_over_fades_as_a_whole():
+    depth = torch.tensor([1.0, 4.0]).view(1, 1, 1, 2)
+    shown = nearness(depth, solidity(depth, torch.full_like(depth, 0.02)))
+    assert shown.max() <= 0.2
+
+
+def test_halos_have_no_normals(prior_of: Callable[[str], DiffusersPrior]):
+    """A wall that faces left, in a halo of the same wall: outside of it all faces the viewer."""
+    size, network = 32, prior_of("controlnet_normal").parts.network
+    depth = wall((-C, 0.0, 0.5), size)
+    alpha = torch.full_like(depth, 0.03)
+    alpha[..., 8:24, 8:24] = 0.9
+    extra = {"depth": depth, "alpha": alpha}
+    asked = Asked(torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, 1, 1), extra=extra)
+    shown = network._picture(asked)  # pyright: ignore[reportAttributeAccessIssue]
+    torch.testing.assert_close(shown[0, :, 4, 4], torch.tensor([0.5, 0.5, 1.0]))
+    torch.testing.assert_close(shown[0, :, 16, 16], torch.tensor([0.933, 0.5, 0.75]), atol=2e-3, rtol=0)
+    assert (shown[0, 0] > 0.6).sum() == 16 * 16
 
 
 def wall(normal: tuple[float, float, float], size: int = 9, field_of_view: float = 40.0) -> torch.Tensor:

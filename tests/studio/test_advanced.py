@@ -120,7 +120,7 @@ def test_knobs_of_one_heading_follow_each_other() -> None:
         ("stages.0.guidance.controls.shared_t", "switch", False, False),
         ("stages.0.guidance.form", "choice", "clean", False),
         ("view_prompts", "choice", "none", True),
-        ("stages.0.cameras.elevation", "text", "-15.0 60.0", False),
+        ("stages.0.cameras.elevation", "text", "-15.0 60.0", True),
         ("stages.0.guidance.controls.random_scale", "text", "", True),
         ("stages.0.guidance.controls.max_norm", "number", None, True),
         ("stages.0.guidance.t_max", "schedule", "0.98 -> 0.5 until 0.9", False),

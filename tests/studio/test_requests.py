@@ -32,6 +32,14 @@ def test_recipes_grow():
     assert draft.export.texture < standard.export.texture <= fine.export.texture
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_look_from_where_their_prior_was_trained(name):
+    """The bundled prior's figures are of these elevations; of any other prior a recipe knows nothing."""
+    bundled, other = (RECIPES[name]("x", pixels).stages for pixels in (True, False))
+    assert {stage.cameras.elevation for stage in bundled} == {(-15.0, 60.0)}
+    assert {stage.cameras.elevation for stage in other} == {None}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
