@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
 
@@ -118,7 +119,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(index, dict):
@@ -145,30 +146,62 @@ def read_hints(folder: Path) -> Hints:
     Raises:
         ValueError: a file is damaged, newer than this program, or says something this program does not know.
     """
-    home = folder.with_suffix("") if folder.suffix == ".safetensors" else folder
+    home = folder.with_suffix("") if folder.suffix == ".safetensors" and not folder.is_dir() else folder
     path, hints = home / HINTS_FILE, default_hints()
     hints.update(KNOWN_HINTS.get(pipeline_named(home), {}))  # pyright: ignore[reportCallIssue, reportArgumentType]
     if not path.exists():
         return hints
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     return _checked(said, hints, str(path))
 
 
-def _checked(said: dict, hints: Hints, where: str) -> Hints:
+def _number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _range(value: Any) -> bool:
+    pair = isinstance(value, list | tuple) and len(value) == 2 and all(_number(v, -90, 90) for v in value)
+    return pair and value[0] <= value[1]
+
+
+_FITTING: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "pixel_shuffle": (_count, "a whole number from 1"),
+    "camera": (("none", "harmonics", "matrix").__contains__, '"none", "harmonics" or "matrix"'),
+    "views": (_count, "a whole number from 1"),
+    "control": (("depth", "normal").__contains__, '"depth" or "normal"'),
+    "distilled_guidance": (lambda value: _number(value, 1, 100), "a number from 1 to 100"),
+    "picture_elevation": (lambda value: _number(value, -90, 90), "a number of degrees from -90 to 90"),
+    "picture_camera": (("distance", "elevation").__contains__, '"distance" or "elevation"'),
+    "resolution": (_count, "a whole number from 1"),
+    "field_of_view": (lambda value: _number(value, 1, 170), "a number of degrees from 1 to 170"),
+    "distance": (lambda value: _number(value, 0.1, 100), "a number from 0.1 to 100"),
+    "elevations": (_range, "two numbers of degrees from -90 to 90, the lower one first"),
+    "words": (
+        lambda value: isinstance(value, list | tuple) and all(isinstance(word, str) for word in value),
+        "a list of words",
+    ),
+}
+"""What each of the hints may be, and that in words."""
+
+
+def _checked(said: Any, hints: Hints, where: str) -> Hints:
+    if not isinstance(said, dict):
+        raise ValueError(f'{where} holds no hints; it is to look like {{"resolution": 512}}')
     unknown = sorted(set(said) - set(hints))
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; it may hold {', '.join(hints)}")
     if said.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{where} has format {said['format']!r}; this version of Dreamkiln reads format {FORMAT}")
-    if said.get("camera") not in (None, "none", "harmonics", "matrix"):
-        raise ValueError(f'{where}: camera is "none", "harmonics" or "matrix", not {said["camera"]!r}')
-    if said.get("control") not in (None, "depth", "normal"):
-        raise ValueError(f'{where}: control is "depth" or "normal", not {said["control"]!r}')
-    if said.get("picture_camera") not in (None, "distance", "elevation"):
-        raise ValueError(f'{where}: picture_camera is "distance" or "elevation", not {said["picture_camera"]!r}')
+    for name, (fits, words) in _FITTING.items():
+        if said.get(name) is not None and not fits(said[name]):
+            raise ValueError(f"{where}: {name} is {words}, not {said[name]!r}")
     hints.update({name: value for name, value in said.items() if value is not None})  # pyright: ignore[reportCallIssue, reportArgumentType]
     hints["elevations"] = (float(hints["elevations"][0]), float(hints["elevations"][1]))
     hints["words"] = None if hints["words"] is None else tuple(hints["words"])
@@ -199,6 +232,23 @@ def refuse(folder: Path, problem: str, cause: Exception | None = None) -> NoRetu
         f"tokenizer/ and scheduler/, with vae/ for a latent prior; weights as safetensors), or name another one with "
         f"--prior PATH."
     ) from cause
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What diffusers and transformers raise for settings and weights that they cannot make a model of."""
+    from safetensors import SafetensorError
+
+    settings = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+    return (OSError, RuntimeError, ImportError, SafetensorError, *settings)
+
+
+def in_short(problem: Exception) -> str:
+    """What a library says of a problem, in a line: of torch's long lists the first entry."""
+    if isinstance(problem, KeyError):
+        return f"there is no {problem}"
+    lines = [line.strip() for line in str(problem).strip().splitlines() if line.strip()]
+    text = " ".join(lines[:2]) or type(problem).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def save_prior(

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidance.prior_folder import Hints, about_pickles, refuse
+from guidance.prior_folder import Hints, about_pickles, in_short, refuse, unreadable
 from guidance.priors.controlnet import Controlled
 from guidance.priors.deepfloyd import DeepFloyd
 from guidance.priors.extensions import Extensions, extend
+from guidance.priors.fitting import refuse_misfits, refuse_other_controlnet
 from guidance.priors.flux import Flux
 from guidance.priors.inpainting import Inpainting
 from guidance.priors.latents import Autoencoder, Latents, Pixels
 from guidance.priors.multiview import join_views
-from guidance.priors.network import Network
+from guidance.priors.network import Network, size_of
 from guidance.priors.parts import Parts
 from guidance.priors.picture_prompt import PicturePrompt
 from guidance.priors.process import alphas_cumprod, is_flow
@@ -25,6 +26,7 @@ from guidance.priors.resources import Resources, settle
 from guidance.priors.sd3 import SD3
 from guidance.priors.unet import UNet
 from guidance.priors.unet_xl import UNetXL
+from guidance.priors.weights import IP_ADAPTER, weight_files
 from guidance.priors.words import ClipWords, NoWords, PipelineWords, Reading, Words
 from guidance.priors.zero123 import NovelView
 
@@ -52,9 +54,11 @@ def bare(components: dict[str, Any], plan: Plan) -> Parts:
         ValueError: the components do not fit together.
     """
     unet, vae = components["unet"], components.get("vae")
+    words: Words = ClipWords(components["text_encoder"], components["tokenizer"])
     if plan.extensions:
-        extend(_pipeline("StableDiffusionPipeline", components, {}), plan.extensions)
-    words = ClipWords(components["text_encoder"], components["tokenizer"])
+        pipe = _pipeline("StableDiffusionPipeline", components, {})
+        extend(pipe, plan.extensions)
+        words = PipelineWords(pipe, "clip") if plan.extensions.inversions else words  # of several tokens a word
     if vae is None:
         _place(components, plan)
         return _parts(_unet(unet, plan, None), words, Pixels(plan.hints["pixel_shuffle"]), components, plan)
@@ -77,7 +81,7 @@ def assemble(pipeline: str, components: dict[str, Any], settings: dict[str, Any]
         if components.get(name) is None:
             refuse(folder, f"its {name}/ is missing")
     pipe = _pipeline(pipeline, components, settings)
-    picture = _picture_prompt(pipe, components, folder)
+    picture = _picture_prompt(pipe, components, folder) if (folder / IP_ADAPTER).is_file() else None
     if plan.extensions:
         extend(pipe, plan.extensions)
     pixels = components.get("vae") is None
@@ -107,7 +111,7 @@ def _parts(
     model, scheduler = network.model, components["scheduler"]
     resolution = _resolution(model, latents, plan)
     prediction = "flow" if is_flow(scheduler) else scheduler.config.prediction_type
-    _check(network, latents, prediction, plan.hints)
+    refuse_misfits(network, words, latents, prediction, plan.hints)
     modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
     for module in modules.values():
         module.eval().requires_grad_(False)
@@ -152,37 +156,12 @@ def _autoencoder(vae: Any, plan: Plan, wide: bool = False) -> Autoencoder:
 
 
 def _resolution(model: Any, latents: Latents, plan: Plan) -> int:
-    native = plan.hints["resolution"] or (model.config.get("sample_size") or 128) * latents.factor
-    wanted = plan.resolution or native
+    native = plan.hints["resolution"] or size_of(model.config) * latents.factor
+    wanted = native if plan.resolution is None else plan.resolution
     least = latents.factor * 2 ** max(0, len(model.config.get("block_out_channels", ((), ()))) - 1)
-    if wanted % least:
+    if wanted < least or wanted % least:
         raise ValueError(f"this prior takes pictures of {least}, {2 * least}, ... pixels a side, not {wanted}")
     return wanted
-
-
-def _check(network: Any, latents: Latents, prediction: str, hints: Hints) -> None:
-    config = network.model.config
-    expected = latents.channels + {"Inpainting": 5, "NovelView": 4}.get(type(network).__name__, 0)
-    expected *= 4 if isinstance(network, Flux) else 1
-    embedding = config.get("class_embed_type")
-    added = config.get("addition_embed_type")
-    problems = {
-        f"a prior that predicts {prediction!r} (epsilon, v_prediction, sample and flow are)": (
-            prediction in ("epsilon", "v_prediction", "sample", "flow")
-        ),
-        f"a network of {config.in_channels} input channels where its latents have {expected}": (
-            config.in_channels == expected
-        ),
-        f"a network conditioned on {added!r} in this kind of folder": (
-            added in ((None, "text") if isinstance(network, UNet | DeepFloyd) else (None, "text", "text_time"))
-        ),
-        f'class embedding {embedding!r} with camera "{hints["camera"]}"': (
-            embedding == (None if hints["camera"] == "none" else "projection")
-        ),
-    }
-    for problem, fine in problems.items():
-        if not fine:
-            raise ValueError(f"not supported: {problem}")
 
 
 # Families -------------------------------------------------------------------------------------------------------------
@@ -206,6 +185,7 @@ def _xl(pipe: Any, plan: Plan, latents: Latents, picture: PicturePrompt | None) 
 def _controlled(pipe: Any, plan: Plan, latents: Latents, picture: PicturePrompt | None) -> Network:
     xl, hints = "XL" in type(pipe).__name__, plan.hints
     inner = _xl(pipe, plan, latents, picture) if xl else _unet(pipe.unet, plan, picture)
+    refuse_other_controlnet(pipe.controlnet.config, pipe.unet.config)
     return Controlled(
         inner, pipe.controlnet, hints["control"], _resolution(pipe.unet, latents, plan), hints["field_of_view"]
     )
@@ -259,8 +239,11 @@ def read_projection(folder: Path, dtype: torch.dtype) -> nn.Linear:
     """
     from safetensors.torch import load_file
 
-    found = sorted(folder.glob("*.safetensors"), key=lambda file: (".fp16" in file.name, file.name))
-    state = load_file(found[0]) if found else {}
+    found = weight_files(folder)
+    try:
+        state = load_file(found[0]) if found else {}
+    except unreadable() as error:
+        refuse(folder.parent, f"its {folder.name}/ cannot be read ({in_short(error)})", error)
     weight = next((value for name, value in state.items() if name.endswith("weight") and value.ndim == 2), None)
     bias = next((value for name, value in state.items() if name.endswith("bias")), None)
     if weight is None:
@@ -270,16 +253,35 @@ def read_projection(folder: Path, dtype: torch.dtype) -> nn.Linear:
     return layer.to(dtype)  # pyright: ignore[reportReturnType]
 
 
-def _picture_prompt(pipe: Any, components: dict[str, Any], folder: Path) -> PicturePrompt | None:
-    """An IP-Adapter that lies beside the other components, put into the U-Net."""
-    if "image_encoder" not in components or not (folder / "ip_adapter.safetensors").is_file():
-        return None
+def _picture_prompt(pipe: Any, components: dict[str, Any], folder: Path) -> PicturePrompt:
+    """An IP-Adapter that lies beside the other components, put into the U-Net.
+
+    Raises:
+        MissingPriorError: it cannot be read.
+        ValueError: it is of another prior than this.
+    """
     from diffusers.models.embeddings import ImageProjection
 
-    file: dict[str, Any] = {"subfolder": "", "weight_name": "ip_adapter.safetensors"}
-    pipe.load_ip_adapter(str(folder), **file, image_encoder_folder=None, local_files_only=True)
+    if type(pipe).__name__ not in _PICTURED:
+        raise ValueError(f"{folder} has {IP_ADAPTER}, for which {type(pipe).__name__} has no use; move it elsewhere")
+    if "image_encoder" not in components:
+        refuse(folder, f"its image_encoder/ is missing, through which {IP_ADAPTER} sees pictures")
+    file: dict[str, Any] = {"subfolder": "", "weight_name": IP_ADAPTER}
+    try:
+        pipe.load_ip_adapter(str(folder), **file, image_encoder_folder=None, local_files_only=True)
+    except unreadable() as error:
+        raise ValueError(f"{folder / IP_ADAPTER} is no IP-Adapter of this prior: {in_short(error)}") from error
     (projection,) = pipe.unet.encoder_hid_proj.image_projection_layers
     return PicturePrompt(components["image_encoder"], not isinstance(projection, ImageProjection))
+
+
+_PICTURED = (
+    "StableDiffusionPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLControlNetPipeline",
+)
+"""Pipelines whose networks are shown an IP-Adapter's picture."""
 
 
 @dataclass(frozen=True)

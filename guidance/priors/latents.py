@@ -73,8 +73,9 @@ class Autoencoder:
 
     def encode(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
         """Latents, shifted and scaled as the prior was trained with."""
-        shift, scale = self._scaling
-        return (self.mode(signed) - shift) * scale
+        mode = self.mode(signed)
+        shift, scale = self._scaling(mode)
+        return (mode - shift) * scale
 
     def mode(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i j"]:
         """Latents as the autoencoder has them, unscaled."""
@@ -87,9 +88,13 @@ class Autoencoder:
 
     def decode(self, latents: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures."""
-        shift, scale = self._scaling
+        shift, scale = self._scaling(latents)
         return self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()
 
-    @property
-    def _scaling(self) -> tuple[float, float]:
-        return self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+    def _scaling(self, like: Tensor) -> tuple[Any, Any]:
+        """Shift and scale: one for all channels, or one for each where the prior was trained with their own."""
+        config = self.vae.config
+        if config.latents_mean is None or config.latents_std is None:
+            return config.shift_factor or 0.0, config.scaling_factor
+        mean, spread = (like.new_tensor(v)[:, None, None] for v in (config.latents_mean, config.latents_std))
+        return mean, config.scaling_factor / spread

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidance.prior_folder import about_pickles, refuse
+from guidance.prior_folder import about_pickles, in_short, refuse, unreadable
+from guidance.priors.weights import weight_files
 
 MULTIVIEW_UNET = "MultiViewUNetModel"
 """What MVDream's code calls its network."""
@@ -64,6 +65,8 @@ def unet_settings(folder: Path) -> dict[str, Any]:
         OSError: they cannot be read.
     """
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder / 'config.json'} holds no settings")
     return as_diffusers(settings) if is_multiview(settings) else settings
 
 
@@ -147,20 +150,20 @@ def load_multiview_unet(folder: Path, dtype: torch.dtype) -> Any:
         MissingPriorError: it cannot be read, or only as a pickle.
         ValueError: it is a network that is not supported.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         settings = unet_settings(folder)
     except (OSError, KeyError, json.JSONDecodeError) as error:
         refuse(folder.parent, f"its {folder.name}/ has no config.json that can be read ({error})", error)
-    files = sorted(folder.glob("*.safetensors"), key=lambda file: (".fp16" in file.name, file.name))
+    files = weight_files(folder)
     if not files:
         refuse(folder.parent, f"its {folder.name}/ holds no *.safetensors{about_pickles(folder)}")
     try:
-        return unet_of(settings, load_file(files[0]), dtype)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        refuse(folder.parent, f"its {folder.name}/ cannot be read ({error})", error)
+        weights = {name: value for file in files for name, value in load_file(file).items()}
+        return unet_of(settings, weights, dtype)
+    except unreadable() as error:
+        refuse(folder.parent, f"its {folder.name}/ cannot be read ({in_short(error)})", error)
 
 
 def unet_of(settings: dict[str, Any], weights: dict[str, Tensor], dtype: torch.dtype) -> Any:

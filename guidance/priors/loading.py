@@ -6,7 +6,7 @@ A folder that names no pipeline is read as a bare text-conditioned U-Net, as the
 """
 
 import contextlib
-import re
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,13 +14,24 @@ from typing import Any
 
 import torch
 
-from guidance.prior_folder import PICKLES, about_pickles, pipeline_named, read_hints, read_index, refuse, require
+from guidance.prior_folder import (
+    PICKLES,
+    in_short,
+    pipeline_named,
+    read_hints,
+    read_index,
+    refuse,
+    require,
+    unreadable,
+)
 from guidance.priors.assembly import PROJECTIONS, Plan, assemble, bare, read_projection
 from guidance.priors.extensions import Extensions
 from guidance.priors.ldm_names import MULTIVIEW_UNET, load_multiview_unet
 from guidance.priors.parts import Parts
+from guidance.priors.process import process_like
 from guidance.priors.resources import Resources
 from guidance.priors.single_file import read_single_file, require_configuration
+from guidance.priors.weights import IP_ADAPTER, refuse_incomplete, variant_of
 
 PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionPipeline",
@@ -51,6 +62,7 @@ _BARE = {
 }
 """Parts of a folder that names no pipeline."""
 _UNUSED = ("safety_checker", "feature_extractor", "watermarker", "image_processor")
+_NETWORKS = ("unet", "transformer", "controlnet")
 _CONTROLLED = {
     "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
@@ -69,14 +81,17 @@ def pipeline_of(folder: Path) -> str | None:
     """
     if not folder.is_dir():
         refuse(folder, "there is no such folder")
-    named = pipeline_named(folder)
-    if named == "DiffusionPipeline":
-        return None
-    if named not in PIPELINES:
+    named, controlled = pipeline_named(folder), (folder / "controlnet").is_dir()
+    if named != "DiffusionPipeline" and named not in PIPELINES:
         raise ValueError(f"{folder} is for {named}, which is not supported; supported are {', '.join(PIPELINES)}")
-    pipeline = PIPELINES[named]
+    pipeline = PIPELINES.get(named)
+    if not controlled:
+        return pipeline
     # A ControlNet that lies beside the other parts is used, whatever the index says.
-    return _CONTROLLED.get(pipeline, pipeline) if (folder / "controlnet").is_dir() else pipeline
+    if pipeline not in (*_CONTROLLED, *_CONTROLLED.values()):
+        kind = "a folder without model_index.json" if pipeline is None else named
+        raise ValueError(f"{folder} has a controlnet/, which {kind} has no use for; move it elsewhere")
+    return _CONTROLLED.get(pipeline, pipeline)
 
 
 def load_parts(
@@ -99,7 +114,7 @@ def load_parts(
         MissingPriorError: the folder or a component is not there or cannot be read.
         ValueError: it is a kind of prior that is not supported.
     """
-    alone = folder.suffix == ".safetensors" or (folder.suffix in PICKLES and folder.is_file())
+    alone = folder.suffix in (".safetensors", *PICKLES) and not folder.is_dir()
     config = folder.with_suffix("") if alone else folder
     if alone:
         require_configuration(folder, config)
@@ -108,7 +123,9 @@ def load_parts(
     if alone:
         components = read_single_file(folder, config, pipeline, dtype)
         return assemble(pipeline or "", components, settings(config), plan, config)
-    components = read_parts(folder, listed(folder, pipeline), dtype, load_model)
+    entries = listed(folder, pipeline)
+    refuse_incomplete(folder, entries)
+    components = read_parts(folder, entries, dtype, load_model)
     return (
         bare(components, plan) if pipeline is None else assemble(pipeline, components, settings(folder), plan, folder)
     )
@@ -122,17 +139,20 @@ def settings(folder: Path) -> dict[str, Any]:
 def listed(folder: Path, pipeline: str | None) -> dict[str, Any]:
     """Library and class of every part that a folder's prior uses; of those beside them that extend it, too."""
     if pipeline is None:
+        if (folder / "transformer").is_dir():
+            refuse(folder, "its model_index.json is missing, which says what its parts are")
         return {name: entry for name, entry in _BARE.items() if name != "vae" or (folder / name).is_dir()}
-    found = {
-        name: entry
-        for name, entry in read_index(folder).items()
-        if isinstance(entry, list) and name not in _UNUSED and entry[-1] is not None
-    }
+    found = {name: entry for name, entry in read_index(folder).items() if name not in _UNUSED and _names_class(entry)}
     if (folder / "controlnet").is_dir():
         found["controlnet"] = ["diffusers", "ControlNetModel"]
-    if (folder / "ip_adapter.safetensors").is_file() and (folder / "image_encoder").is_dir():
+    if (folder / IP_ADAPTER).is_file():
         found["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
     return found
+
+
+def _names_class(entry: Any) -> bool:
+    """Whether an entry of an index names a library and a class, as parts do that are there."""
+    return isinstance(entry, list) and len(entry) > 1 and isinstance(entry[-1], str)
 
 
 def read_parts(folder: Path, entries: dict[str, Any], dtype: torch.dtype, read_model: ReadModel) -> dict[str, Any]:
@@ -159,8 +179,7 @@ def _part(folder: Path, name: str, entry: list[Any], dtype: torch.dtype, read_mo
         raise ValueError(f"{folder}: {name} is a {entry[-1]} of {entry[0]}; only diffusers' and transformers' are read")
     require(folder, name)
     if issubclass(kind, diffusers.SchedulerMixin):
-        flow = "FlowMatch" in kind.__name__
-        return load(diffusers.FlowMatchEulerDiscreteScheduler if flow else diffusers.DDPMScheduler, folder, name)
+        return load(process_like(kind), folder, name)
     if issubclass(kind, torch.nn.Module):
         return read_model(kind, folder, name, dtype)
     return load(kind, folder, name)
@@ -172,16 +191,14 @@ def load(kind: Any, folder: Path, component: str, **options: Any) -> Any:
     Raises:
         MissingPriorError: it cannot be read.
     """
-    from safetensors import SafetensorError
-
     try:
         return kind.from_pretrained(folder / component, local_files_only=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        refuse(folder, f"its {component}/ cannot be read ({error})", error)
+    except unreadable() as error:
+        refuse(folder, f"its {component}/ cannot be read ({in_short(error)})", error)
 
 
 def load_model(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
-    """A component with weights, of safetensors alone, none of them missing.
+    """A component with weights, of safetensors alone: none of them missing, and none that it has no place for.
 
     Raises:
         MissingPriorError: it cannot be read, or only as a pickle.
@@ -190,34 +207,32 @@ def load_model(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> A
         return load_multiview_unet(require(folder, component), dtype)
     if not (folder / component / "config.json").exists():  # transformers would make one up
         refuse(folder, f"its {component}/ has no config.json")
-    # Published folders often hold the 16-bit variant alone.
-    weights = [path.name for path in (folder / component).glob("*.safetensors")]
-    if not weights:
-        refuse(folder, f"its {component}/ holds no *.safetensors{about_pickles(folder / component)}")
+    variant = variant_of(folder / component)
     model, report = load(
-        kind, folder, component, use_safetensors=True, dtype=dtype, variant=_variant(weights), output_loading_info=True
+        kind, folder, component, use_safetensors=True, dtype=dtype, variant=variant, output_loading_info=True
     )
     if report["missing_keys"]:
         refuse(folder, f"its {component}/ lacks weights, {min(report['missing_keys'])} among them")
+    # Text encoders are often cut out of larger models, and what is left over of those is nobody's; networks are not.
+    if report["unexpected_keys"] and component in _NETWORKS:
+        refuse(
+            folder,
+            f"its {component}/ has weights that no {kind.__name__} of its config.json has, "
+            f"{min(report['unexpected_keys'])} among them: it is of another kind, or of a newer diffusers",
+        )
     return model
-
-
-def _variant(weights: list[str]) -> str | None:
-    """Which variant of a component's weights to read: the plain one if there is one, then ``fp16``, then its kin."""
-    kinds = [re.search(r"\.(fp16\w*)[.-]", name) for name in weights]
-    return None if None in kinds else min(kind[1] for kind in kinds if kind is not None)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars and remarks about settings of old checkpoints off the terminal; errors still raise."""
+    """Keep progress bars and remarks off the terminal; what is wrong still raises, and is said once."""
     import diffusers
     import transformers
 
     logs = [diffusers.utils.logging, transformers.utils.logging]
     before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
     for log in logs:
-        log.set_verbosity_error()
+        log.set_verbosity(logging.CRITICAL)
         log.disable_progress_bar()
     try:
         with warnings.catch_warnings():

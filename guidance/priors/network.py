@@ -51,6 +51,18 @@ class Network(Protocol):
         ...
 
 
+def size_of(config: Any) -> int:
+    """Elements a side of the latents that a network of diffusers was trained with; 128 where it does not say."""
+    size = config.get("sample_size") or 128
+    return min(size) if isinstance(size, list | tuple) else size
+
+
+def width_of(config: Any) -> int:
+    """Numbers of a token that a network of diffusers attends to."""
+    width = config.get("joint_attention_dim") or config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    return max(width) if isinstance(width, list | tuple) else width
+
+
 def given_rows(value: Tensor) -> Tensor:
     """Which rows [b] say something: rows of zeros stand for nothing given."""
     return (value != 0).flatten(1).any(1)

@@ -1,5 +1,6 @@
 """From a scheduler's settings and a network's own kind of answer to predicted noise under one kind of process."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -36,8 +37,23 @@ def alphas_cumprod(scheduler: Any, tokens: int = 0) -> Float[Tensor, " t"]:
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Whether a scheduler is that of a rectified flow."""
-    return "FlowMatch" in type(scheduler).__name__
+    """Whether a scheduler, or a class of them, is that of a rectified flow."""
+    return "FlowMatch" in (scheduler if isinstance(scheduler, type) else type(scheduler)).__name__
+
+
+def process_like(kind: type) -> Any:
+    """The scheduler of diffusers whose process, forwards, is that of another one's class, however that one samples.
+
+    Raises:
+        ValueError: it has another process, such as EDM's (arXiv 2206.00364), whose settings would say nothing here.
+    """
+    import diffusers
+
+    if is_flow(kind):
+        return diffusers.FlowMatchEulerDiscreteScheduler
+    if not {"trained_betas", "beta_schedule"} & set(inspect.signature(kind.__init__).parameters):
+        raise ValueError(f"not supported: noise as {kind.__name__} has it; schedules of betas, and flows, are")
+    return diffusers.DDPMScheduler
 
 
 def flow_sigmas(config: Any, tokens: int) -> Float[Tensor, " t"]:

@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from guidance.prior_folder import CONVERT, PICKLES, MissingPriorError
+from guidance.prior_folder import CONVERT, PICKLES, MissingPriorError, in_short, unreadable
 from guidance.priors.ldm_names import CAMERA, as_diffusers, is_multiview, multiview_weights, unet_of
+from guidance.priors.process import is_flow, process_like
+from guidance.priors.weights import damage, refuse_wordless
 
 
 def require_configuration(file: Path, config: Path) -> None:
@@ -34,6 +36,10 @@ def require_configuration(file: Path, config: Path) -> None:
             "same kind of model, all that is no weights: model_index.json, and config.json, scheduler_config.json and "
             "the tokenizers' files in the folders of their components",
         )
+    if wrong := damage(file):
+        _refuse(file, wrong)
+    for words in sorted(config.glob("tokenizer*")):
+        refuse_wordless(config, words)
 
 
 def read_single_file(file: Path, config: Path, pipeline: str | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def read_single_file(file: Path, config: Path, pipeline: str | None, dtype: torc
         MissingPriorError: the file cannot be read as that pipeline's.
     """
     import diffusers
-    from safetensors import SafetensorError
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     if not pipeline:
         _refuse(file, f"{config} names no pipeline that single files are made for")
@@ -55,12 +61,11 @@ def read_single_file(file: Path, config: Path, pipeline: str | None, dtype: torc
         if weights := multiview_weights(file):
             given["unet"] = unet_of(_multiview_settings(config, weights), weights, dtype)
         loaded = kind.from_single_file(str(file), config=str(config), local_files_only=True, torch_dtype=dtype, **given)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
-        _refuse(file, f"it cannot be read as {pipeline} ({error})", error)
+    except (*unreadable(), SingleFileComponentError) as error:
+        _refuse(file, f"it cannot be read as {pipeline} ({in_short(error)})", error)
     components = {name: part for name, part in loaded.components.items() if part is not None}
-    flow = "FlowMatch" in type(loaded.scheduler).__name__
-    if not flow:
-        components["scheduler"] = diffusers.DDPMScheduler.from_config(loaded.scheduler.config)
+    if not is_flow(loaded.scheduler):
+        components["scheduler"] = process_like(type(loaded.scheduler)).from_config(loaded.scheduler.config)
     return components
 
 

@@ -23,6 +23,16 @@ class Words(Protocol):
         ...
 
     @property
+    def tokens(self) -> int:
+        """Tokens that the network attends to, those that fill a prompt up among them."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token; 0: there are no words."""
+        ...
+
+    @property
     def most_tokens(self) -> int:
         """Tokens of a prompt that are read, without the marks at its ends."""
         ...
@@ -56,9 +66,19 @@ class ClipWords:
     pooled: int = 0
 
     @property
+    def tokens(self) -> int:
+        """Tokens that the network attends to, those that fill a prompt up among them."""
+        return self.text_encoder.config.max_position_embeddings
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token."""
+        return self.text_encoder.config.hidden_size
+
+    @property
     def most_tokens(self) -> int:
         """Tokens of a prompt that are read, without the marks at its ends."""
-        return self.text_encoder.config.max_position_embeddings - 2
+        return self.tokens - 2
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, without the marks at its ends."""
@@ -85,12 +105,36 @@ class PipelineWords:
     pooled: int = 0
 
     @property
+    def tokens(self) -> int:
+        """Tokens that the network attends to, those that fill a prompt up among them."""
+        return self._t5_tokens + (
+            0 if self.reading in ("t5", "t5_and_clip") else self.pipeline.tokenizer.model_max_length
+        )
+
+    @property
+    def _t5_tokens(self) -> int:
+        """Tokens that T5 reads a prompt as, or that stand for them where there is no T5."""
+        if self.reading == "t5_and_clip":  # FLUX.1 schnell, which is told no guidance weight, learnt from 256 at most
+            return 512 if self.pipeline.transformer.config.guidance_embeds else 256
+        return {"t5": 77, "clips_and_t5": 256}.get(self.reading, 0)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token."""
+        pipe, name = self.pipeline, {"t5": "text_encoder", "t5_and_clip": "text_encoder_2"}.get(self.reading)
+        if self.reading == "clips_and_t5":
+            t5 = pipe.text_encoder_3
+            return pipe.transformer.config.joint_attention_dim if t5 is None else t5.config.d_model
+        if name is not None:
+            return getattr(pipe, name).config.d_model
+        two = self.reading == "clip_pooled"
+        return pipe.text_encoder.config.hidden_size + (pipe.text_encoder_2.config.hidden_size if two else 0)
+
+    @property
     def most_tokens(self) -> int:
         """Tokens that the longest-reading text encoder reads, without the marks at a prompt's ends."""
-        if self.reading == "t5":
-            return 76
-        if self.reading in ("clips_and_t5", "t5_and_clip") and self._t5 is not None:
-            return (256 if self.reading == "clips_and_t5" else 512) - 1
+        if self._t5_tokens and self._t5 is not None:
+            return self._t5_tokens - 1
         return self.pipeline.tokenizer.model_max_length - 2
 
     @property
@@ -122,7 +166,7 @@ class PipelineWords:
         if self.reading == "clips_and_t5":
             found = pipeline.encode_prompt(prompt, None, None, device=device, do_classifier_free_guidance=False)
             return joined(found[0], found[2])
-        tokens, pooled, _ = pipeline.encode_prompt(prompt, None, device=device)
+        tokens, pooled, _ = pipeline.encode_prompt(prompt, None, device=device, max_sequence_length=self._t5_tokens)
         return joined(tokens, pooled)
 
     def _encoded_xl(self, prompt: str, device: torch.device) -> Tensor:
@@ -137,6 +181,8 @@ class NoWords:
 
     device: torch.device
     pooled: int = 0
+    tokens: int = 1
+    width: int = 0
     most_tokens: int = 1_000_000
 
     def count_tokens(self, prompt: str) -> int:

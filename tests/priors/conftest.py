@@ -1,6 +1,7 @@
 """Folders of every family, written once, and what a step with any of them is asked with."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return written[name]
 
     return folder
+
+
+@pytest.fixture
+def copied(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A family's folder that may be damaged."""
+    return lambda name: Path(shutil.copytree(folder_of(name), tmp_path / name))
 
 
 @pytest.fixture(scope="session")

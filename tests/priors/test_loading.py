@@ -31,12 +31,6 @@ def answer(prior: DiffusersPrior) -> torch.Tensor:
     return prior.predict_noise(noisy, torch.tensor([100, 700]), condition.text, extra=condition.extra)
 
 
-@pytest.fixture
-def copied(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A family's folder that may be damaged."""
-    return lambda name: Path(shutil.copytree(folder_of(name), tmp_path / name))
-
-
 # The same as diffusers ------------------------------------------------------------------------------------------------
 
 
