@@ -3,9 +3,8 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,15 +13,25 @@ from guidance.contract import Condition, Draw, Prior
 from guidance.controls import Controls
 from guidance.losses import distil, nothing_learnt
 from guidance.noising import Weighting, add_noise, clean_estimate, weight, weighted
+from guidance.piecewise import Piecewise
 from guidance.schedules import Schedule
+
+if TYPE_CHECKING:
+    from guidance.diffusers_prior import DiffusersPrior
 
 
 class MultiView(nn.Module):
     """The prior that knows views, where it is another than the run's own; nothing to checkpoint."""
 
-    def __init__(self, prior: Prior | None):
+    def __init__(self, prior: "DiffusersPrior | None") -> None:
         super().__init__()
         self.prior = prior
+
+    def asked(self, own: Prior) -> Prior:
+        """The prior that knows views, asked as few samples at a time as the run's own."""
+        if self.prior is None:
+            return own
+        return own.beside(self.prior, self.prior.hints["views"]) if isinstance(own, Piecewise) else self.prior
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class JSD:
     energy: Schedule = field(default=Schedule(points=((0.0, 0.0), (0.12, 0.0), (0.12, 5.0)), shape="piecewise"))
     """lambda."""
     multi_view: str | None = None
-    """Folder of the multi-view prior, which must share the prior's latents and its text encoder; none: the prior."""
+    """Folder of the multi-view prior, which must share the prior's latents and its text encoder, and uses the machine
+    as that does; none: the prior itself."""
     weighting: Weighting = "sds"
     """w(t)."""
     t_min: Schedule = field(default=Schedule(0.02))
@@ -63,11 +73,9 @@ class JSD:
         """
         if self.multi_view is None:
             return MultiView(None)
-        from guidance.diffusers_prior import DiffusersPrior
+        from guidance.second_prior import second_prior
 
-        other = DiffusersPrior.load(Path(self.multi_view), prior.alphas_cumprod.device)
-        _refuse_stranger(prior, other, self.multi_view)
-        return MultiView(other)
+        return MultiView(second_prior(Path(self.multi_view), prior))
 
     def gradient(
         self,
@@ -85,7 +93,7 @@ class JSD:
         conditional, null = predict_branches(prior, noisy, t, single)
         eps = self.controls.bounded(prior, noisy, t, combine(conditional, null, scale), conditional)
         if strength:
-            apart = clean_estimate(prior, noisy, null, t) - self._together(state.prior or prior, noisy, t, condition)
+            apart = clean_estimate(prior, noisy, null, t) - self._together(state.asked(prior), noisy, t, condition)
             eps = eps + strength * weight(prior, t, "snr_sqrt", latents) * apart
         gradient = weighted(prior, latents, noisy, t, eps, draw.noise, self.weighting, self.controls.group)
         return self.controls.finish(gradient, condition, progress)
@@ -96,12 +104,3 @@ class JSD:
         told = dataclasses.replace(condition, pose=pose, repelled=None, repelled_weight=None)
         (eps,) = predict_branches(prior, noisy, t, told, ("plain",))
         return clean_estimate(prior, noisy, eps, t)
-
-
-def _refuse_stranger(prior: Prior, other: Prior, folder: str) -> None:
-    ours, theirs = prior.embed([""]), other.embed([""])
-    if prior.channels != other.channels or ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-3):
-        raise ValueError(
-            f"the multi-view prior in {folder} must have the latents and the text encoder of the run's own prior, as "
-            "MVDream has those of Stable Diffusion 2.1"
-        )

@@ -29,6 +29,10 @@ class Piecewise:
         self.alphas_cumprod, self.channels = prior.alphas_cumprod, prior.channels
         self.resolution, self.takes = prior.resolution, prior.takes
 
+    def beside(self, prior: Prior, group: int) -> "Piecewise":
+        """Another prior that is asked as few samples at a time; ``group``: as above, of that one."""
+        return Piecewise(prior, self._most, group)
+
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n t d"]:
         """As the prior does."""
         return self._prior.embed(prompts)

@@ -38,6 +38,8 @@ _COUNTED_STEPS, _COUNTED_VIEWS = 32, 4
 LEARNERS = {"VSD": (3.0, 1.0), "DSD": (3.0, 1.0), "BSD": (2.72, 1.0), "FVSD": (5.0, 1.0)}
 """Pictures that methods ask for, and that they learn from, of each view: as counted over 200 steps. Counting them anew
 would take seconds, most of them for the optimiser's own imports."""
+ONE_PASS_LEARNERS = {**LEARNERS, "VSD": (2.0, 1.0), "DSD": (2.0, 1.0), "FVSD": (3.0, 1.0)}
+"""The same of a prior that answers with the prompt and without it in one pass; a prior that BSD tunes does not."""
 
 # Measured with the bundled prior, AVX-512, torch 2.13: seconds of two idle cores. Runs of the recipe draft took 40 ms a
 # step, 83 % of it in the prior for 8 pictures; the others are seconds of one core, times the 0.48 that it is of those.
@@ -97,11 +99,13 @@ def estimate(request: Request, home: Path) -> Estimate:
 
 
 def kind_of(request: Request) -> tuple[Any, ...]:
-    """Runs of the same kind take the same for a step: prior, and by stage representation, method and renders."""
+    """Runs of the same kind take the same for a step: prior and how it is used, and by stage representation, method,
+    renders, and how many of them it sees at once."""
+    options = request.prior_options
     return (
-        request.prior,
+        (request.prior, options.resolution, options.resources, bool(options.one_pass)),
         *(
-            (_size(spec), type(stage.guidance).__name__, stage.cameras.views, stage.cameras.size)
+            (_size(spec), type(stage.guidance).__name__, stage.cameras.views, stage.cameras.size, stage.at_once)
             for spec, stage in _stages(request)
         ),
     )
@@ -191,7 +195,7 @@ def _from_figures(request: Request) -> Estimate:
     texels = max(0.0, request.export.texture**2 / 1e6 - 1)
     further = _TEXTURE_MEMORY * texels
     for spec, stage in _stages(request):
-        work = _work(stage)
+        work = _work(stage, request)
         asked = work.pictures * _PICTURE + work.learnt * _LEARNT_PICTURE
         seconds += asked + max(stage.steps, 0) * _rendering(spec, stage)
         further = max(further, _field_memory(spec, stage))
@@ -206,16 +210,17 @@ def _stages(request: Request) -> Iterator[tuple[AnyRepresentation | None, Stage]
         yield spec, stage
 
 
-def _work(stage: Stage) -> Work:
-    """What all steps of a stage ask of the prior: known, or counted on some of them."""
-    steps = max(stage.steps, 0)
-    if (known := LEARNERS.get(type(stage.guidance).__name__)) is not None:
+def _work(stage: Stage, request: Request) -> Work:
+    """What all steps of a stage of a request ask of the prior: known, or counted on some of them."""
+    steps, one_pass = max(stage.steps, 0), bool(request.prior_options.one_pass)
+    if (known := (ONE_PASS_LEARNERS if one_pass else LEARNERS).get(type(stage.guidance).__name__)) is not None:
         asked, learnt = (round(each * steps * max(stage.cameras.views, 0)) for each in known)
         return Work(0, asked, learnt)
     views = max(stage.cameras.views, 0)
     cameras = dataclasses.replace(stage.cameras, views=max(1, min(views, _COUNTED_VIEWS)))
     counted = dataclasses.replace(stage, representation=None, cameras=cameras, steps=max(1, min(steps, _COUNTED_STEPS)))
-    work, share = work_of(counted), steps * views / (counted.steps * cameras.views)
+    work = work_of(counted, request.view_prompts or "bucketed", one_pass)
+    share = steps * views / (counted.steps * cameras.views)
     return Work(0, round(work.pictures * share), round(work.learnt * share))
 
 
@@ -243,15 +248,15 @@ def _pixels(stage: Stage) -> int:
 def _delivery(request: Request, picture: float = _PICTURE) -> float:
     """Seconds from the last step to the files; ``picture``: that the prior takes for one."""
     unwrap = _UNWRAP * (max(request.export.faces, 0) / 12_000) ** _UNWRAP_POWER
-    return _SAMPLED_PICTURES * picture + _WRITING * max(request.export.texture, 0) / 1024 + unwrap
+    sampled = _SAMPLED_PICTURES // 2 if request.prior_options.one_pass else _SAMPLED_PICTURES
+    return sampled * picture + _WRITING * max(request.export.texture, 0) / 1024 + unwrap
 
 
 # Weights --------------------------------------------------------------------------------------------------------------
 
 
 def _from_weights(request: Request) -> Estimate:
-    """What the prior's own files let one expect, taking its networks for Stable Diffusion's, larger or smaller; memory
-    is counted (``prior_check``) where the networks can be put together without it."""
+    """What the prior's own files let one expect, taking its networks for Stable Diffusion's, larger or smaller."""
     try:
         place = resolve_prior(request.prior)
     except (UnknownPrior, MissingAsset):
@@ -268,7 +273,7 @@ def _from_weights(request: Request) -> Estimate:
     picture = network * _FLOP_PER_WEIGHT * (pixels / 512**2) / flops
     seconds, most = _LOADING + _delivery(request, picture), 0.0
     for spec, stage in _stages(request):
-        work, steps, views = _work(stage), max(stage.steps, 1), max(stage.cameras.views, 0)
+        work, steps, views = _work(stage, request), max(stage.steps, 1), max(stage.cameras.views, 0)
         encoding = 3 * views * pixels * _ENCODER_FLOP_PER_PIXEL / flops if weights.get("vae") else 0.0
         seconds += (work.pictures + 3 * work.learnt) * picture + steps * (encoding + _rendering(spec, stage))
         kept = views * pixels * _ENCODER_BYTES_PER_PIXEL if weights.get("vae") else 0.0

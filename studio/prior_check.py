@@ -14,7 +14,7 @@ import torch
 from guidance.critic import Criticised
 from guidance.prior_folder import read_hints
 from guidance.priors.loading import WIDE, pipeline_of
-from guidance.priors.memory import Need, native_pixels, need_of
+from guidance.priors.memory import Need, native_pixels, need_of, with_second
 from guidance.priors.resources import Resources
 from studio.doctor import Check, free_memory
 from studio.evaluate.cost import work_of
@@ -23,6 +23,7 @@ from studio.paths import resolve_prior
 from studio.presets import download, preset_of
 from studio.prior_stamp import revision
 from studio.request import Request
+from studio.second_prior import second_prior_of
 
 VIEWS, RANK = 4, 4
 """Views a step that memory is stated for, in two branches of guidance, and the rank of a critic."""
@@ -82,8 +83,10 @@ def memory_warnings(request: Request, device: torch.device) -> list[str]:
         return []
     pixels = request.prior_options.resolution or native_pixels(folder)
     end = f"with all of it {_gigabytes(thrifty)}" if thrifty <= free else f"even then {_gigabytes(thrifty)}"
+    two = any(second_prior_of(stage) for stage in request.stages)
+    needing = "The prior and the second one of its method need" if two else "The prior needs"
     return [
-        f"The prior needs {_gigabytes(most)} for {max(stage.cameras.views for stage in request.stages)} views of "
+        f"{needing} {_gigabytes(most)} for {max(stage.cameras.views for stage in request.stages)} views of "
         f"{pixels} px, and {_gigabytes(free)} are free. What helps: {', '.join(helps)}; {end}."
     ]
 
@@ -106,20 +109,30 @@ def need_of_stage(request: Request, index: int, device: torch.device) -> Need:
     """
     stage, options = request.stages[index], request.prior_options
     folder = configuration_of(resolve_prior(request.prior))
-    pipeline = pipeline_of(folder)
+    pixels, views = options.resolution or native_pixels(folder), max(1, min(stage.cameras.views, _MOST_VIEWS))
     few = dataclasses.replace(stage.cameras, views=_COUNTED_VIEWS)
     short = dataclasses.replace(stage, representation=None, cameras=few, steps=_COUNTED_STEPS, at_once=None)
-    work = work_of(short, request.view_prompts or "bucketed")
-    return need_of(
+    work = work_of(short, request.view_prompts or "bucketed", bool(options.one_pass))
+    need = need_of(
         folder,
-        max(1, min(stage.cameras.views, _MOST_VIEWS)),
+        views,
         math.ceil(work.widest / _COUNTED_VIEWS),
-        options.resolution or native_pixels(folder),
-        options.resources.type_for(device, pipeline in WIDE, pipeline is None),
+        pixels,
+        _type_for(folder, options.resources, device),
         work.ranks,
         stage.at_once,
         options.resources,
     )
+    if (second := second_prior_of(stage)) is None:
+        return need
+    second, resources = configuration_of(second), options.resources
+    return with_second(need, second, views, pixels, _type_for(second, resources, device), stage.at_once, resources)
+
+
+def _type_for(folder: Path, resources: Resources, device: torch.device) -> torch.dtype:
+    """What a folder's prior computes in."""
+    pipeline = pipeline_of(folder)
+    return resources.type_for(device, pipeline in WIDE, pipeline is None)
 
 
 def configuration_of(place: Path) -> Path:
@@ -179,8 +192,7 @@ def _kind(place: Path, folder: Path) -> Check:
 def _memory(folder: Path) -> list[Check]:
     """Memory at the resolution it was trained with, at half of it, and at half of that."""
     native, cuda = native_pixels(folder), torch.cuda.is_available()
-    wide, small = pipeline_of(folder) in WIDE, pipeline_of(folder) is None
-    dtype = Resources().type_for(torch.device("cuda" if cuda else "cpu"), wide, small)
+    dtype = _type_for(folder, Resources(), torch.device("cuda" if cuda else "cpu"))
     free = torch.cuda.mem_get_info()[0] if cuda else free_memory()
     checks = []
     for pixels in (native // 4, native // 2, native):

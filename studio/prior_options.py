@@ -5,11 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guidance.critic import Criticised
 from guidance.one_pass import one_pass_notes
-from guidance.prior_folder import Hints, read_hints
+from guidance.prior_folder import Hints, MissingPriorError, read_hints
 from guidance.priors.extensions import Extensions, parse_lora, refuse_extension
 from guidance.priors.loading import pipeline_of
 from guidance.priors.resources import Resources
+from guidance.priors.single_file import require_configuration
+from guidance.priors.weights import IP_ADAPTER
+from studio.paths import MissingAsset, UnknownPrior, resolve_prior
+from studio.second_prior import views_as_one
 
 ONE_PASS = "one_pass.safetensors"
 """In a prior's folder: its own file of one-pass guidance."""
@@ -51,9 +56,25 @@ class PriorOptions:
         return home / ONE_PASS if self.one_pass == "own" else Path(self.one_pass)
 
 
+def offers_one_pass(prior: str) -> bool:
+    """Whether the prior of a name or path has a file of one-pass guidance of its own."""
+    try:
+        file = PriorOptions(one_pass="own").one_pass_file(resolve_prior(prior))
+    except (UnknownPrior, MissingAsset):
+        return False
+    return file is not None and file.is_file()
+
+
 def option_problems(options: PriorOptions, prior: Path) -> list[str]:
     """What is wrong with the options for a prior, in words; nothing heavy is loaded."""
     wrong = []
+    if prior.is_file():
+        try:
+            require_configuration(prior, prior.with_suffix(""))
+        except MissingPriorError as problem:
+            return [str(problem)]
+    if options.resolution is not None and options.resolution < 1:
+        wrong.append(f"prior_options.resolution must be 1 or more pixels, not {options.resolution}.")
     try:
         extensions = options.extensions
         for file in (*(file for file, _ in extensions.loras), *extensions.inversions):
@@ -65,17 +86,44 @@ def option_problems(options: PriorOptions, prior: Path) -> list[str]:
             one_pass_notes(file)
         except ValueError as problem:
             wrong.append(f"{problem}.")
-    if options.image and not Path(options.image).is_file():
-        wrong.append(f"There is no picture {options.image}.")
-    if not options.image and prior.is_dir() and pipeline_of(prior) == "":
-        wrong.append("This prior is told by a picture, not by words; name one with --image FILE.")
-    return wrong
+    return wrong + _picture_problems(options.image, prior if prior.is_dir() else prior.with_suffix(""))
+
+
+def _picture_problems(image: str, folder: Path) -> list[str]:
+    """What is wrong with a picture that prompts, or with having none; its pixels are not read."""
+    from PIL import Image, UnidentifiedImageError
+
+    by_picture = pipeline_of(folder) == ""
+    if not image:
+        return ["This prior is told by a picture, not by words; name one with --image FILE."] if by_picture else []
+    if not Path(image).is_file():
+        return [f"There is no picture {image}."]
+    if not by_picture and not (folder / IP_ADAPTER).is_file():
+        return [
+            f"This prior is told by words, not by a picture: leave --image out, or put {IP_ADAPTER} and its "
+            f"image_encoder/ into {folder}."
+        ]
+    try:
+        Image.open(image).close()
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
+        return [f"{image} cannot be read as a picture: {problem}."]
+    return []
+
+
+def resource_problems(stages: tuple[Any, ...], options: PriorOptions) -> list[str]:
+    """What is wrong with how the prior is to use the machine, for the methods of stages."""
+    learns = [type(stage.guidance).__name__ for stage in stages if isinstance(stage.guidance, Criticised)]
+    if options.resources.offload == "layers" and learns:
+        return [f"{learns[0]} learns a critic, which needs the network in memory: offload text at most, not layers."]
+    return []
 
 
 def view_problems(stages: tuple[Any, ...], prior: Path) -> list[str]:
     """What is wrong with the views of stages for a prior that sees several as one."""
-    wrong, group = [], read_hints(prior)["views"]
-    for i, stage in enumerate(stages if group > 1 else ()):
+    wrong, hints = [], read_hints(prior)
+    for i, stage in enumerate(stages):
+        if (group := views_as_one(stage, hints)) == 1:
+            continue
         if stage.cameras.views % group:
             wrong.append(
                 f"stages.{i}.cameras.views must be {group}, {2 * group}, ... for this prior, which sees {group} views "
@@ -88,11 +136,12 @@ def view_problems(stages: tuple[Any, ...], prior: Path) -> list[str]:
 
 def for_views_of(stages: tuple[Any, ...], hints: Hints) -> tuple[Any, ...]:
     """The stages with whole groups of views that share a timestep, for a prior that sees several views as one."""
-    group = hints["views"]
-    return stages if group == 1 else tuple(_grouped(stage, group) for stage in stages)
+    return tuple(_grouped(stage, views_as_one(stage, hints)) for stage in stages)
 
 
 def _grouped(stage: Any, group: int) -> Any:
+    if group == 1:
+        return stage
     controls = dataclasses.replace(stage.guidance.controls, group=True)
     cameras = dataclasses.replace(stage.cameras, views=-(-stage.cameras.views // group) * group)
     return dataclasses.replace(stage, cameras=cameras, guidance=dataclasses.replace(stage.guidance, controls=controls))

@@ -18,8 +18,9 @@ from studio.cameras import Orbit
 from studio.codec import nearest
 from studio.limits import MOST_STAGES, too_large, too_large_export, too_large_kind
 from studio.paths import BUNDLED_PRIOR, MissingAsset, UnknownPrior, resolve_prior
-from studio.prior_options import PriorOptions, option_problems, view_problems
+from studio.prior_options import PriorOptions, option_problems, resource_problems, view_problems
 from studio.region import region_problems
+from studio.second_prior import second_prior_problems
 
 LONGEST_PROMPT = 500
 """Characters; every text encoder reads far less."""
@@ -144,6 +145,8 @@ def check(request: Request) -> list[Problem]:
         problems += _check_words(request, read_hints(folder)["words"])
         problems += [Problem("error", text) for text in option_problems(request.prior_options, folder)]
         problems += [Problem("error", text) for text in view_problems(request.stages, folder)]
+        problems += [Problem("error", text) for text in resource_problems(request.stages, request.prior_options)]
+        problems += [Problem("error", text) for text in second_prior_problems(request.stages)]
     except (UnknownPrior, MissingAsset, ValueError) as problem:
         problems.append(Problem("error", str(problem)))
     return problems

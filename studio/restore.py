@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from guidance.jsd import JSD
 from guidance.sds import SDS
 from studio.codec import decode
 from studio.export.glb import GENERATOR
 from studio.paths import BUNDLED_NAMES, BUNDLED_PRIOR
-from studio.prior_options import PriorOptions
+from studio.prior_options import PriorOptions, offers_one_pass
 from studio.request import Request, Stage, check
+from studio.second_prior import second_prior_of
 from studio.tuning import suited
 
 LARGEST_FILE = 256 * 2**20
@@ -224,9 +226,15 @@ def without_paths(request: Request, allowed: Collection[str]) -> Restored:
             "set instead, for which its knobs may not be right."
         )
         request = dataclasses.replace(request, prior=BUNDLED_PRIOR)
-    if request.prior_options != PriorOptions():
+    own = request.prior_options.one_pass == "own" and not remarks and offers_one_pass(request.prior)
+    kept = PriorOptions(one_pass="own" if own else "")
+    if request.prior_options != kept:
         remarks.append("Files on top of its prior and settings of the machine it ran on are left out.")
-        request = dataclasses.replace(request, prior_options=PriorOptions())
+        request = dataclasses.replace(request, prior_options=kept)
+    if any(second_prior_of(stage) for stage in request.stages):
+        remarks.append("The second prior of its method is left out; its own plays both parts.")
+        alone = (dataclasses.replace(s, guidance=_without_second(s.guidance)) for s in request.stages)
+        request = dataclasses.replace(request, stages=tuple(alone))
     if request.task is not None:
         remarks.append("It is an edit of another object, which is not in the file; the settings begin anew.")
         stages = tuple(_from_nothing(stage, request.prior) for stage in request.stages)
@@ -238,6 +246,10 @@ def _from_nothing(stage: Stage, prior: str) -> Stage:
     """A stage of an edit without what it compares with: by SDS, if its method cannot do without."""
     needs = "source" in stage.guidance.requires
     return dataclasses.replace(stage, guidance=suited(SDS, prior)) if needs else stage
+
+
+def _without_second(method: Any) -> Any:
+    return dataclasses.replace(method, multi_view=None) if isinstance(method, JSD) else method
 
 
 def _in_short(problem: Exception) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from guidance.conditioning import Prompts
 from guidance.diffusers_prior import DiffusersPrior
 from guidance.piecewise import Piecewise
+from guidance.prior_folder import Hints
 from guidance.priors.reuse import use_as
 from representations.scene import Representation
 from studio.edit import Source
@@ -13,6 +14,7 @@ from studio.memory import Down, thrifty
 from studio.optimize import Run, Setting, make_optimiser, step_rng, step_seed
 from studio.prior_options import read_picture
 from studio.request import Request
+from studio.second_prior import views_as_one
 from studio.team import ALONE, Team
 
 
@@ -45,8 +47,9 @@ class Stages:
         request, prior = self.request, self.prior
         stage, hints = request.stages[index], prior.hints
         asked = prior if stage.at_once is None else Piecewise(prior, stage.at_once, hints["views"])
+        together: Hints = {**hints, "views": views_as_one(stage, hints)}
         share = self.team.share(stage.cameras.views)
-        return Setting(stage, asked, self.prompts, hints, request.seed, request.task, self.before, share)
+        return Setting(stage, asked, self.prompts, together, request.seed, request.task, self.before, share)
 
     def thrifty(self, downs: tuple[Down, ...], index: int, step: int) -> "Stages":
         """The same as memory allows them after ``step`` steps of a stage; the prior uses the machine that way from now

@@ -128,6 +128,7 @@ def _parts(
         device=plan.device,
         eye=eye,
         dtype=next(p.dtype for p in model.parameters() if p.is_floating_point()),
+        resources=plan.resources,
         idle=_idle(plan, modules),
     )
 

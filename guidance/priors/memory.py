@@ -5,6 +5,7 @@ the very code of a run while every tensor that would be alive is counted: pictur
 network asked, with all that its family adds (a ControlNet, a picture's latents); a critic that learns.
 """
 
+import dataclasses
 import functools
 import json
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ from guidance.prior_folder import read_hints
 from guidance.priors.assembly import TEXT_ENCODERS
 from guidance.priors.counting import Counting, FusedAttention, peak_of, way_back
 from guidance.priors.ldm_names import unet_settings
-from guidance.priors.network import Asked
+from guidance.priors.network import Asked, size_of, width_of
 from guidance.priors.parts import Parts
 from guidance.priors.resources import Resources
 from guidance.priors.weightless import META, bytes_of, weightless
-from guidance.priors.words import NoWords, Words
 from guidance.priors.zero123 import NovelView
+from guidance.second_prior import network_alone
 
 _REMEMBERED = 12
 """Bytes of a critic for each of its numbers: the number itself and AdamW's two moments, in 32 bits."""
@@ -100,14 +101,38 @@ def need_of_parts(
 ) -> Need:
     """As ``need_of``, of parts on the meta device."""
     texts = sum(bytes_of(module) for name, module in parts.modules.items() if name in TEXT_ENCODERS)
-    weights = sum(bytes_of(module) for module in parts.modules.values()) - texts
-    network, group = parts.network.model, parts.hints["views"]
-    if resources.offload == "layers":
-        weights += largest_layer(network) - bytes_of(network)
+    weights, group = staying(parts, resources) - texts, parts.hints["views"]
     kept, encoded = encoding(parts, samples, at_once)
     critic, learnt = learning(parts, _piece(samples, at_once, group), ranks)
     answering = predicting(parts, _piece(samples * branches, at_once, group))
     return Need(weights, texts, answering, kept, encoded, critic, learnt, decoding(parts))
+
+
+def with_second(
+    need: Need,
+    folder: Path,
+    samples: int,
+    pixels: int,
+    dtype: torch.dtype,
+    at_once: int | None = None,
+    resources: Resources = Resources(),  # noqa: B008 -- frozen
+) -> Need:
+    """As ``need``, with a second prior that is asked for noise alone, once for each view (``guidance.second_prior``).
+
+    Raises:
+        ValueError: it is no folder that is supported.
+        OSError: its files cannot be read.
+    """
+    parts = network_alone(weightless(folder, dtype, resources, pixels))
+    answering = predicting(parts, _piece(samples, at_once, parts.hints["views"]))
+    weights = need.weights + staying(parts, resources)
+    return dataclasses.replace(need, weights=weights, predicting=max(need.predicting, answering))
+
+
+def staying(parts: Parts, resources: Resources) -> int:
+    """Bytes of all modules, but for layers that wait in main memory."""
+    network, whole = parts.network.model, sum(bytes_of(module) for module in parts.modules.values())
+    return whole + largest_layer(network) - bytes_of(network) if resources.offload == "layers" else whole
 
 
 def _piece(samples: int, at_once: int | None, group: int) -> int:
@@ -205,32 +230,18 @@ def asked(parts: Parts, samples: int) -> Asked:
     return Asked(
         z=of(parts.latents.channels, side, side, dtype=parts.dtype),
         time=of(),
-        tokens=of(_tokens(parts.words), _width(network.model.config), dtype=parts.dtype),
+        tokens=of(parts.words.tokens, width_of(network.model.config), dtype=parts.dtype),
         pooled=of(pooled, dtype=parts.dtype) if pooled else None,
         pose=of(4, 4) if "pose" in network.takes else None,
         extra=extra,
     )
 
 
-def _tokens(words: Words) -> int:
-    """Tokens that a network attends to, those that fill a prompt up among them."""
-    if isinstance(words, NoWords):
-        return 1
-    read = {"clips_and_t5": 77 + 256, "t5_and_clip": 512, "t5": 77}
-    return read.get(getattr(words, "reading", "clip")) or words.most_tokens + 2
-
-
-def _width(config: Any) -> int:
-    """Numbers of a token."""
-    width = config.get("joint_attention_dim") or config.get("encoder_hid_dim") or config["cross_attention_dim"]
-    return max(width) if isinstance(width, list | tuple) else width
-
-
 def native_pixels(folder: Path) -> int:
     """Pixels a side that a folder's prior was trained with."""
     hinted = read_hints(folder)["resolution"]
     network = next(folder / name for name in ("unet", "transformer") if (folder / name).is_dir())
-    size = unet_settings(network).get("sample_size") or 128
+    size = size_of(unet_settings(network))
     vae = folder / "vae" / "config.json"
     factor = 8 if vae.parent.is_dir() else read_hints(folder)["pixel_shuffle"]  # published autoencoders' all
     if vae.is_file():

@@ -11,6 +11,7 @@ from guidance.prior_folder import Hints
 from guidance.priors.latents import Latents
 from guidance.priors.network import Network
 from guidance.priors.process import Prediction
+from guidance.priors.resources import Resources
 from guidance.priors.words import Words
 
 
@@ -33,5 +34,7 @@ class Parts:
     dtype: torch.dtype = torch.float32
     """What the network computes in."""
     device: torch.device = field(default=torch.device("cpu"))
+    resources: Resources = field(default=Resources())
+    """How it uses the machine."""
     idle: tuple[str, ...] = ()
     """Modules that come to the device only while prompts are embedded."""

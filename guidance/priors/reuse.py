@@ -20,4 +20,4 @@ def use_as(parts: Parts, resources: Resources) -> Parts:
         idle = tuple(name for name in TEXT_ENCODERS if name in parts.modules)
     for name in set(idle) ^ set(parts.idle):
         parts.modules[name].to("cpu" if name in idle else parts.device)
-    return dataclasses.replace(parts, idle=idle)
+    return dataclasses.replace(parts, resources=resources, idle=idle)

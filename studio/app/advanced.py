@@ -20,6 +20,7 @@ from typing import Any, Literal
 from guidance.schedules import Schedule
 from studio.codec import decode, nearest
 from studio.places import NOTHING, Place, member_name, places, put, switch, switchable
+from studio.prior_options import offers_one_pass
 from studio.request import Request
 from studio.restore import LARGEST_NUMBER
 from studio.schedule_text import parse_schedule, schedule_text
@@ -33,14 +34,17 @@ LEFT_OUT = {
     "Request.stages": "recipes decide how many there are",
     "Request.task": "an edit is begun from a finished run",
     "Edit.source": "a folder by its path",
+    "JSD.multi_view": "a folder by its path",
     "PriorOptions.lora": "files by their paths",
     "PriorOptions.textual_inversion": "files by their paths",
     "PriorOptions.image": "a file by its path",
-    "PriorOptions.one_pass": "a file by its path",
 }
 """Fields that are no knobs, and why."""
 _UNSAID = {"Request.prompt", "Request.stages", "Request.task", "Edit.source"}
 """Fields that no argument says: they are arguments of their own, or another verb's."""
+_ONE_PASS = "PriorOptions.one_pass"
+_LISTED = {_ONE_PASS: {NOTHING: "", "own": "own"}}
+"""Texts that may be a file's path on a command line, and are one of a few words here; what those stand for."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def knobs(request: Request) -> list[Knob]:
     """All knobs of a request, those of one heading together."""
     found: dict[str, list[Knob]] = {}
     for place in _settable(request).values():
+        if _name(place) == _ONE_PASS and not (place.value or offers_one_pass(request.prior)):
+            continue
         knob = _knob(place)
         found.setdefault(knob.heading, []).append(knob)
     return [knob for group in found.values() for knob in group]
@@ -114,7 +120,7 @@ def as_arguments(before: Request, after: Request) -> list[str]:
         before = switch(before, place, name)
     had = {place.path: place.value for place in places(before)}
     for place in places(after):
-        said = not (_is_group(place) or place.is_union or f"{place.owner.__name__}.{place.name}" in _UNSAID)
+        said = not (_is_group(place) or place.is_union or _name(place) in _UNSAID)
         if said and had[place.path] != place.value:
             arguments += _argument(place)
     return arguments
@@ -123,8 +129,12 @@ def as_arguments(before: Request, after: Request) -> list[str]:
 # Describing -----------------------------------------------------------------------------------------------------------
 
 
+def _name(place: Place) -> str:
+    return f"{place.owner.__name__}.{place.name}"
+
+
 def _is_left_out(place: Place) -> bool:
-    return f"{place.owner.__name__}.{place.name}" in LEFT_OUT
+    return _name(place) in LEFT_OUT
 
 
 def _is_group(place: Place) -> bool:
@@ -151,7 +161,7 @@ def _kind(place: Place) -> Kind:
         return "schedule"
     if place.is_union:
         return "union"
-    if len(place.kinds) == 1 and typing.get_origin(place.kinds[0]) is Literal:
+    if _name(place) in _LISTED or (len(place.kinds) == 1 and typing.get_origin(place.kinds[0]) is Literal):
         return "choice"
     plain: dict[Any, Kind] = {(bool,): "switch", (int,): "integer", (float,): "number"}
     return plain.get(place.kinds, "text")
@@ -162,6 +172,8 @@ def _choices(place: Place) -> tuple[str, ...]:
         return tuple(switchable(place))
     if _kind(place) != "choice":
         return ()
+    if (listed := _LISTED.get(_name(place))) is not None:
+        return tuple(listed)
     return (*((NOTHING,) if place.optional else ()), *map(str, typing.get_args(place.kinds[0])))
 
 
@@ -170,7 +182,7 @@ def _shown(place: Place) -> Value:
     if kind == "union":
         return member_name(value)
     if kind == "choice":
-        return NOTHING if value is None else str(value)
+        return NOTHING if value in (None, "") else str(value)
     if kind in ("number", "integer", "switch"):
         return value
     if value is None:
@@ -222,6 +234,10 @@ def _with_knob(request: Request, place: Place, value: Value) -> Request:
 def _read(place: Place, value: Value) -> Any:
     """A form's value as the request has it."""
     kind, text = _kind(place), value.strip() if isinstance(value, str) else value
+    if (listed := _LISTED.get(_name(place))) is not None:
+        if str(text) not in listed:
+            raise ValueError(f"{value!r} is none of {', '.join(listed)}")
+        return listed[str(text)]
     if place.optional and (text is None or text == "" or text == NOTHING):
         return None
     if kind == "schedule":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from guidance.conditioning import Prompts, ViewDependence
 from guidance.contract import Guidance, Views
+from guidance.jsd import JSD
 from guidance.prior_folder import default_hints
 from guidance.testing import GaussianPrior
 from studio.optimize import step_rng
@@ -38,11 +39,12 @@ class Work:
 class CountedPrior:
     """A cheap exact prior that counts what it is asked."""
 
-    def __init__(self) -> None:
-        """A prior of small pictures that has answered nothing."""
+    def __init__(self, one_pass: bool = False) -> None:
+        """A prior of small pictures that has answered nothing; ``one_pass``: it is a ``OnePassPrior``."""
         prior = GaussianPrior()
         self.alphas_cumprod, self.channels = prior.alphas_cumprod, prior.channels
-        self.resolution, self.takes, self.pixel_space = prior.resolution, prior.takes, prior.pixel_space
+        self.resolution, self.pixel_space = prior.resolution, prior.pixel_space
+        self.takes = prior.takes | ({"both"} if one_pass else frozenset())
         self.embed, self.encode, self.decode = prior.embed, prior.encode, prior.decode
         self.work = Work()
         self._prior = prior
@@ -63,6 +65,11 @@ class CountedPrior:
             self.work.pictures += len(answer)
         return answer
 
+    def predict_both(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """Both answers, for as much as one costs."""
+        answer = self.predict_noise(*arguments, **named)
+        return answer, answer
+
 
 def evaluations_of(stage: Stage) -> int:
     """Evaluations that a stage takes from its first step to its last, those of its critic included."""
@@ -70,13 +77,20 @@ def evaluations_of(stage: Stage) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def work_of(stage: Stage, view_prompts: ViewDependence = "bucketed") -> Work:
+def work_of(stage: Stage, view_prompts: ViewDependence = "bucketed", one_pass: bool = False) -> Work:
     """What a stage asks of a prior from its first step to its last, its critic included.
 
     The steps are gone through with grey pictures before a prior that costs nothing: what a method asks depends on its
     knobs, on progress and on what it draws, never on the answers.
+
+    Args:
+        stage: of a request.
+        view_prompts: how the prompt names the direction of view.
+        one_pass: the prior answers with the prompt and without it in one pass.
     """
-    prior, guidance = CountedPrior(), cast(Guidance[nn.Module], stage.guidance)
+    prior, guidance = CountedPrior(one_pass), cast(Guidance[nn.Module], stage.guidance)
+    if isinstance(guidance, JSD):  # what a second prior is asked counts as asked of the first
+        guidance = dataclasses.replace(guidance, multi_view=None)
     prompts, state = Prompts.embed(prior, "", view_dependent=view_prompts, source=""), guidance.init(prior)
     for step in range(stage.steps):
         rng = step_rng(0, 0, step)

@@ -19,6 +19,7 @@ from guidance.priors.weightless import bytes_of, weightless
 from studio import prior_check
 from studio.cli import run
 from studio.options import Generate, build_request
+from studio.prior_options import PriorOptions
 from studio.request import Request
 from tests.priors import tiny
 from tests.priors.conftest import prompts_of, some_views
@@ -234,5 +235,9 @@ def test_a_method_is_counted_by_what_it_asks_and_learns(folder_of):
     plain, critic = (prior_check.need_of_stage(request_for(folder_of(SD), m), 0, cpu) for m in (SDS(), VSD()))
     assert plain.critic == plain.learning == 0 < critic.critic < critic.learning
     assert dataclasses.replace(critic, critic=0, learning=0) == plain
+    once = dataclasses.replace(request_for(folder_of(SD)), prior_options=PriorOptions(one_pass="own"))
+    told = prior_check.need_of_stage(once, 0, cpu)
+    assert told == dataclasses.replace(plain, predicting=told.predicting)  # of half as many samples
+    assert told.predicting == need_of(folder_of(SD), 4, 1, PIXELS, torch.float32).predicting < plain.predicting
     away = dataclasses.replace(request_for(folder_of(SD)), view_prompts="perp_neg")
     assert prior_check.need_of_stage(away, 0, cpu).predicting > 1.5 * plain.predicting

@@ -136,6 +136,22 @@ def test_a_knob_is_what_a_form_needs(path: str, kind: str, value: Any, optional:
     assert value in knob.choices or not knob.choices
 
 
+def test_one_pass_guidance_is_offered_where_the_prior_has_a_file_of_its_own(tiny_prior: Path) -> None:
+    path = "prior_options.one_pass"
+    knob = at(DRAFT, path)
+    assert (knob.kind, knob.value, knob.choices) == ("choice", "none", ("none", "own"))
+    assert with_knobs(DRAFT, {path: "own"}).prior_options.one_pass == "own"
+    assert with_knobs(with_knobs(DRAFT, {path: "own"}), {path: "none"}) == DRAFT
+    assert as_arguments(DRAFT, with_knobs(DRAFT, {path: "own"})) == ["--prior-options.one-pass", "own"]
+    for other in ("/etc/passwd", "one_pass.safetensors", ""):
+        with pytest.raises(ValueError, match=r"prior_options\.one_pass: .* is none of none, own"):
+            with_knobs(DRAFT, {path: other})
+    without = dataclasses.replace(DRAFT, prior=str(tiny_prior))
+    assert path not in {knob.path for knob in knobs(without)}
+    set_before = with_knobs(without, {path: "own"})  # for the prior that was chosen before: to be taken back
+    assert at(set_before, path).value == "own" and with_knobs(set_before, {path: "none"}) == without
+
+
 # Reading back ---------------------------------------------------------------------------------------------------------
 
 

@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from guidance.methods import AnyGuidance
+from guidance.priors.resources import Resources
 from guidance.schedules import Schedule
 from guidance.sds import SDS
 from guidance.vsd import VSD
 from representations.splats import Splats
 from studio.cameras import Orbit
 from studio.codec import encode, members
-from studio.estimate import LEARNERS, Estimate, estimate, kind_of
+from studio.estimate import LEARNERS, ONE_PASS_LEARNERS, Estimate, estimate, kind_of
 from studio.evaluate.cost import work_of
+from studio.prior_options import PriorOptions
 from studio.recipes import RECIPES
 from studio.request import Request, Stage
 from studio.run import run_request
@@ -81,6 +83,10 @@ def test_another_export_is_priced_anew(runs: Path) -> None:
         with_stage(DRAFT, cameras=Orbit(size=96)),
         with_stage(DRAFT, representation=Splats(most=50_000)),
         dataclasses.replace(DRAFT, prior="/elsewhere"),
+        with_stage(DRAFT, at_once=1),
+        dataclasses.replace(DRAFT, prior_options=PriorOptions(one_pass="own")),
+        dataclasses.replace(DRAFT, prior_options=PriorOptions(resolution=32)),
+        dataclasses.replace(DRAFT, prior_options=PriorOptions(resources=Resources(offload="text"))),
         dataclasses.replace(DRAFT, stages=DRAFT.stages * 2),
     ],
 )
@@ -148,12 +154,24 @@ def test_a_method_that_asks_more_takes_longer(runs: Path) -> None:
     assert work_of(Stage(None, SDS(), 4)).pictures == 4 * 8
 
 
+@pytest.mark.parametrize("one_pass", [False, True], ids=["", "one-pass"])
 @pytest.mark.parametrize("name", members(AnyGuidance))
-def test_what_methods_ask_is_known_or_counted(name: str) -> None:
-    work = work_of(Stage(None, suited(members(AnyGuidance)[name]), 40))
-    assert (work.learnt > 0) == (name in LEARNERS)
-    if name in LEARNERS:
-        assert (work.pictures / 160, work.learnt / 160) == pytest.approx(LEARNERS[name], rel=0.4)
+def test_what_methods_ask_is_known_or_counted(name: str, one_pass: bool) -> None:
+    known = ONE_PASS_LEARNERS if one_pass else LEARNERS
+    work = work_of(Stage(None, suited(members(AnyGuidance)[name]), 40), one_pass=one_pass)
+    assert (work.learnt > 0) == (name in known)
+    if name in known:
+        assert (work.pictures / 160, work.learnt / 160) == pytest.approx(known[name], rel=0.4)
+
+
+def test_guidance_in_one_pass_asks_half_as_much(runs: Path) -> None:
+    """Plain guidance asks twice of each view, VSD a third time about its critic's answer."""
+    sds, vsd = (work_of(Stage(None, method, 4), one_pass=True) for method in (SDS(), VSD()))
+    assert (sds.pictures, sds.widest) == (4 * 4, 4)
+    assert (vsd.pictures, vsd.learnt, vsd.widest) == (4 * 8, 4 * 4, 4)
+    own = dataclasses.replace(DRAFT, prior_options=PriorOptions(one_pass="own"))
+    saved = estimate(DRAFT, runs).seconds - estimate(own, runs).seconds
+    assert saved == pytest.approx((900 * 4 + 160) * 0.0042)
 
 
 def test_twice_the_steps_take_twice_as_long_without_loading_and_export(runs: Path) -> None:

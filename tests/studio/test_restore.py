@@ -19,9 +19,10 @@ from representations.textured_mesh import TexturedMesh
 from studio.codec import encode
 from studio.export.glb import glb_bytes
 from studio.paths import BUNDLED_NAMES, BUNDLED_PRIOR
+from studio.prior_options import PriorOptions
 from studio.recipes import RECIPES
 from studio.request import Edit, Request, Stage, check
-from studio.restore import LARGEST_FILE, LARGEST_JSON, restore, settings_of
+from studio.restore import LARGEST_FILE, LARGEST_JSON, Restored, restore, settings_of
 
 DRAFT = RECIPES["draft"]("a red mushroom", True)
 
@@ -87,6 +88,22 @@ def test_an_edit_begins_anew(tmp_path: Path) -> None:
     assert restored.request.stages[0].steps == 300
     assert "edit of another object" in restored.remarks[0]
     assert not [p for p in check(restored.request) if p.severity == "error"]
+
+
+def test_one_pass_guidance_of_the_priors_own_is_restored(tmp_path: Path, tiny_prior: Path) -> None:
+    """It is no path; but only where the prior has it, and never a file's."""
+    own, file = tmp_path / "own.glb", tmp_path / "file.glb"
+    request = dataclasses.replace(DRAFT, prior_options=PriorOptions(one_pass="own"))
+    own.write_bytes(asset(request))
+    assert restore(own) == Restored(request, ())
+    elsewhere = dataclasses.replace(request, prior=str(tiny_prior))
+    own.write_bytes(asset(elsewhere))
+    for allowed, prior in (([str(tiny_prior)], str(tiny_prior)), ([], BUNDLED_PRIOR)):
+        found = restore(own, allowed)
+        assert found.request == dataclasses.replace(DRAFT, prior=prior)
+        assert found.remarks[-1].startswith("Files on top of its prior")
+    file.write_bytes(asset(dataclasses.replace(DRAFT, prior_options=PriorOptions(one_pass="/etc/passwd"))))
+    assert restore(file).request == DRAFT
 
 
 def extras(**changes: Any) -> dict[str, Any]:
