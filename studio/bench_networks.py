@@ -80,6 +80,14 @@ _SHIFTED_FLOW = (
     {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
 )
 
+
+def _flux(distilled: bool, parameters: int, tokens: int, scheduler: tuple[str, dict[str, Any]]) -> Published:
+    """FLUX.1; ``distilled``: with guidance, whose weight it is told."""
+    settings, words = {"guidance_embeds": distilled}, (tokens, 4096, 768)
+    vae = {**_VAE_16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    return Published("FluxPipeline", "FluxTransformer2DModel", settings, parameters, words, 1024, vae, scheduler)
+
+
 PUBLISHED = {
     "sd15": Published(
         "StableDiffusionPipeline",
@@ -170,26 +178,8 @@ PUBLISHED = {
         {**_VAE_16, "scaling_factor": 1.5305, "shift_factor": 0.0609},
         _FLOW,
     ),
-    "flux-dev": Published(
-        "FluxPipeline",
-        "FluxTransformer2DModel",
-        {"guidance_embeds": True},
-        11_901_408_320,
-        (512, 4096, 768),
-        1024,
-        {**_VAE_16, "scaling_factor": 0.3611, "shift_factor": 0.1159},
-        _SHIFTED_FLOW,
-    ),
-    "flux-schnell": Published(
-        "FluxPipeline",
-        "FluxTransformer2DModel",
-        {"guidance_embeds": False},
-        11_891_178_560,
-        (256, 4096, 768),
-        1024,
-        {**_VAE_16, "scaling_factor": 0.3611, "shift_factor": 0.1159},
-        ("FlowMatchEulerDiscreteScheduler", {"shift": 1.0}),
-    ),
+    "flux-dev": _flux(True, 11_901_408_320, 512, _SHIFTED_FLOW),
+    "flux-schnell": _flux(False, 11_891_178_560, 256, ("FlowMatchEulerDiscreteScheduler", {"shift": 1.0})),
 }
 """By the names that presets have, where there is a preset."""
 

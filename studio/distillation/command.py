@@ -25,12 +25,12 @@ from guidance.prior_folder import MissingPriorError
 from guidance.priors.resources import Kind, Resources
 from studio.bench import wait
 from studio.cameras import Orbit
-from studio.checkpoints import write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import encode
 from studio.distillation.training import Phrase, Student, any_of, chooser, toys, train
 from studio.evaluate.command import read_prompts
 from studio.paths import BUNDLED_PRIOR, resolve_prior
+from studio.training_notes import note, noted, refuse_other
 from studio.tuning import PIXEL_ORBIT, is_bundled
 
 
@@ -89,7 +89,7 @@ def _carry_out(options: DistillGuidanceOptions, console: Console) -> None:
     prior = _loaded(options, choose_device(options.device))
     choose = chooser(prior, phrase, PIXEL_ORBIT if is_bundled(options.prior) else Orbit())
     student = Student(prior, choose, options.settings, options.begin_with)
-    _keep_settings(options)
+    note(options.work, _lasting(options))  # only now: a training that could not begin binds nobody
     columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=options.settings.steps)
@@ -135,26 +135,8 @@ def refuse_other_settings(options: DistillGuidanceOptions) -> None:
     Raises:
         ValueError: the names and values that differ.
     """
-    path = _settings(options)
-    if not path.is_file():
-        return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as problem:
-        raise ValueError(f"{path} cannot be read: {problem}") from problem
-    changed = [f"{n} was {before.get(n)}, now {v}" for n, v in _lasting(options).items() if before.get(n) != v]
-    if changed:
-        raise ValueError(f"{options.work} holds another training ({'; '.join(changed)}); choose another --work.")
-
-
-def _keep_settings(options: DistillGuidanceOptions) -> None:
-    """Note what a training is. Only once everything is loaded: one that could not begin binds nobody."""
-    options.work.mkdir(parents=True, exist_ok=True)
-    write_atomically(_settings(options), json.dumps(_lasting(options), indent=2).encode())
-
-
-def _settings(options: DistillGuidanceOptions) -> Path:
-    return options.work / "settings.json"
+    if (before := noted(options.work)) is not None:
+        refuse_other(options.work, before, _lasting(options))
 
 
 def _lasting(options: DistillGuidanceOptions) -> dict[str, Any]:

@@ -5,7 +5,6 @@ A training lives in one folder (``--work``), the prior it yields in another (``-
     <work>/settings.json  log.jsonl  checkpoints/  samples/        <out>/unet/ text_encoder/ ... README.md samples.png
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from studio.codec import decode, encode
 from studio.prior_options import ONE_PASS
 from studio.toybox.release import History, Measured, in_memory, release, samples_picture, trainee_average
 from studio.toybox.training import Trainee, TrainingProgress, TrainPrior, train
+from studio.training_notes import Refused, note, noted, refuse_other
 
 _FREE = ("images", "descent", "checkpoint_every")
 """Settings that may change when a training goes on: they say how long, not what."""
@@ -86,10 +86,6 @@ class Released:
 
 
 Report = Resumed | TrainingProgress | Sampled | Released
-
-
-class Refused(ValueError):
-    """A training that cannot start or go on as asked; the message says why."""
 
 
 def main(options: TrainPriorOptions) -> int:
@@ -191,15 +187,8 @@ def keep_settings(settings: TrainPrior, work: Path) -> int | None:
         OSError: the folder cannot be written.
     """
     before = noted_settings(work) or settings
-    changed = [
-        f"{f.name} was {getattr(before, f.name)}, now {getattr(settings, f.name)}"
-        for f in dataclasses.fields(settings)
-        if f.name not in _FREE and getattr(before, f.name) != getattr(settings, f.name)
-    ]
-    if changed:
-        raise Refused(f"{work} holds a training with other settings ({'; '.join(changed)}); choose another --work.")
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomically(work / "settings.json", json.dumps(encode(settings), indent=2).encode())
+    refuse_other(work, vars(before), vars(settings), _FREE)
+    note(work, encode(settings))
     return before.images if before.images != settings.images else None
 
 
@@ -209,13 +198,12 @@ def noted_settings(work: Path) -> TrainPrior | None:
     Raises:
         Refused: the note cannot be read.
     """
-    path = work / "settings.json"
-    if not path.is_file():
+    if (before := noted(work)) is None:
         return None
     try:
-        return decode(TrainPrior, json.loads(path.read_text(encoding="utf-8")), "settings")
+        return decode(TrainPrior, before, "settings")
     except ValueError as problem:
-        raise Refused(f"{path} cannot be read: {problem}") from problem
+        raise Refused(f"the settings noted in {work} cannot be read: {problem}") from problem
 
 
 # What is done ---------------------------------------------------------------------------------------------------------
