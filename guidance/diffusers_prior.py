@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
+_MOST_EMBEDDED = 256 * 2**20
+"""Bytes of embeddings that a prior keeps: 1,100 prompts of Stable Diffusion, 32 of FLUX; workers see any number."""
+
+
 class DiffusersPrior:
     """A diffusion model of diffusers as a ``Prior``: frozen, in pixel space or in an autoencoder's.
 
@@ -122,14 +126,19 @@ class DiffusersPrior:
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "n t d"]:
-        """Embeddings of prompts; each is computed once. What exceeds the text encoder's length is cut off.
+        """Embeddings of prompts; the last ones are kept. What exceeds the text encoder's length is cut off.
 
         For networks that also want one vector for the whole prompt, it is the last row, zeros to its right.
         """
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embedded]
         if missing:
-            self._embedded.update(zip(missing, self._encode_text(missing), strict=True))
-        return torch.stack([self._embedded[prompt] for prompt in prompts])
+            self._embedded.update(zip(missing, map(torch.clone, self._encode_text(missing)), strict=True))
+        for prompt in dict.fromkeys(prompts):
+            self._embedded[prompt] = self._embedded.pop(prompt)  # the last asked for come last
+        found = torch.stack([self._embedded[prompt] for prompt in prompts])
+        for prompt in list(self._embedded)[: -max(1, _MOST_EMBEDDED // found[0].nbytes)]:
+            del self._embedded[prompt]
+        return found
 
     def _encode_text(self, prompts: list[str]) -> Tensor:
         idle = [self.parts.modules[name] for name in self.parts.idle]

@@ -60,8 +60,10 @@ def resolve_prior(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path)
     with contextlib.suppress(RuntimeError):  # ~somebody who has no home
         folder = folder.expanduser()
-    if (folder.is_dir() and holds_prior(folder)) or (folder.is_file() and folder.suffix == ".safetensors"):
+    if folder.is_dir() and holds_prior(folder):
         return folder.resolve()
+    if folder.is_file() and folder.suffix == ".safetensors":
+        return folder.absolute()  # a link is left one: the configuration lies beside it, not where it leads
     name = str(name_or_path)
     if name in BUNDLED_NAMES:
         return bundled_prior()
@@ -76,6 +78,8 @@ def resolve_prior(name_or_path: str | Path) -> Path:
             f"{folder} is no prior: a single file must be *.safetensors; others could run code. Where you trust it, "
             f"this makes one of it: {CONVERT}"
         )
+    if folder.is_dir() and (folder / "snapshots").is_dir():
+        raise UnknownPrior(f"{folder} is of the hub's cache; the prior is one of the folders in {folder / 'snapshots'}")
     if folder.is_dir():
         raise UnknownPrior(
             f"{folder} holds no prior: expected diffusers' layout, that is model_index.json or a folder "

@@ -13,21 +13,26 @@ import torch
 
 from guidance.critic import Criticised
 from guidance.prior_folder import read_hints
-from guidance.priors.loading import WIDE, pipeline_of
+from guidance.priors.loading import WIDE, listed, pipeline_of
 from guidance.priors.memory import Need, native_pixels, need_of, with_second
 from guidance.priors.resources import Resources
+from guidance.priors.single_file import require_configuration
+from guidance.priors.weightless import weightless
+from guidance.priors.weights import refuse_incomplete
 from studio.doctor import Check, free_memory
 from studio.evaluate.cost import work_of
+from studio.loaded import kept_bytes
 from studio.memory import with_resources
 from studio.paths import resolve_prior
 from studio.presets import download, preset_of
-from studio.prior_stamp import revision
+from studio.prior_options import PriorOptions
+from studio.prior_stamp import revision, weights_of
 from studio.request import Request
 from studio.second_prior import second_prior_of
 
 VIEWS, RANK = 4, 4
 """Views a step that memory is stated for, in two branches of guidance, and the rank of a critic."""
-UNCOUNTED = (ValueError, OSError, RuntimeError, KeyError)
+UNCOUNTED = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What counting raises for a prior that cannot be put together or gone through without memory."""
 _COUNTED_STEPS, _COUNTED_VIEWS = 8, 4
 """Steps of a stage, and views a step, that show how many samples its method asks about at once."""
@@ -64,18 +69,26 @@ def examine_prior(name: str, fetch: bool = False) -> list[Check]:
     checks = [_kind(place, folder)]
     if checks[0].verdict == "ok":
         with contextlib.redirect_stderr(None):
-            checks += _memory(folder)
+            files, memory = _files(place, folder), _memory(folder)
+        counted = [check for check in memory if files.finding not in check.finding]
+        checks += [files, *(counted if len(counted) > 1 else [])]
     return checks
 
 
 def memory_warnings(request: Request, device: torch.device) -> list[str]:
-    """Words about a prior that will not fit, before it is loaded; nothing about small ones that name no pipeline."""
-    folder = configuration_of(resolve_prior(request.prior))
+    """Words about a prior that will not fit, before it is loaded; nothing about small ones that name no pipeline.
+
+    Raises:
+        MissingPriorError, ValueError: loading would fail; said before weights are read.
+    """
+    place = resolve_prior(request.prior)
+    folder = configuration_of(place)
     if pipeline_of(folder) is None or device.type not in ("cpu", "cuda"):
         return []
+    if place.is_dir():
+        _put_together(folder, request.prior_options, device)
     try:
-        most = peak_of(request, device)
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+        most, free = peak_of(request, device), available(device)
         if free is None or most <= free:
             return []
         helps, thrifty = _remedies(request, device, free)
@@ -89,6 +102,25 @@ def memory_warnings(request: Request, device: torch.device) -> list[str]:
         f"{needing} {_gigabytes(most)} for {max(stage.cameras.views for stage in request.stages)} views of "
         f"{pixels} px, and {_gigabytes(free)} are free. What helps: {', '.join(helps)}; {end}."
     ]
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that a run can have of a device's memory: what is free, and what the last run's prior has, which is either
+    used again or given back; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = free_memory()
+    return None if free is None else free + kept_bytes()
+
+
+def _put_together(folder: Path, options: PriorOptions, device: torch.device) -> None:
+    """What loading would say of a folder's settings, and of options that do not go with them."""
+    refuse_incomplete(folder, listed(folder, pipeline_of(folder)))
+    try:
+        pixels = options.resolution or native_pixels(folder)
+        weightless(folder, _type_for(folder, options.resources, device), options.resources, pixels)
+    except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError):
+        return  # what the meta device cannot do
 
 
 def peak_of(request: Request, device: torch.device) -> int:
@@ -189,9 +221,25 @@ def _kind(place: Path, folder: Path) -> Check:
     return Check("prior asked for", "ok", f"{kind}{views}{came}, {place}")
 
 
+def _files(place: Path, folder: Path) -> Check:
+    """Whether all is there that loading reads, and fits together."""
+    try:
+        if place.is_file():
+            require_configuration(place, folder)
+        else:
+            _put_together(folder, PriorOptions(), torch.device("cpu"))
+        size = sum(file.stat().st_size for file in weights_of(place))
+    except (ValueError, OSError) as problem:
+        return Check("its files", "failure", str(problem))
+    return Check("its files", "ok", f"all there, {_gigabytes(size)} of weights")
+
+
 def _memory(folder: Path) -> list[Check]:
     """Memory at the resolution it was trained with, at half of it, and at half of that."""
-    native, cuda = native_pixels(folder), torch.cuda.is_available()
+    try:
+        native, cuda = native_pixels(folder), torch.cuda.is_available()
+    except (*UNCOUNTED, StopIteration) as problem:
+        return [Check("memory", "warning", f"unknown: {problem}")]
     dtype = _type_for(folder, Resources(), torch.device("cuda" if cuda else "cpu"))
     free = torch.cuda.mem_get_info()[0] if cuda else free_memory()
     checks = []

@@ -8,30 +8,30 @@ runs/<name>/  request.json  events.jsonl  checkpoints/  previews/  result.glb  r
 
 import contextlib
 import errno
-import functools
-import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from guidance.diffusers_prior import DiffusersPrior
-from studio.checkpoints import write_atomically
 from studio.delivery import deliver
 from studio.edit import check_source, own_source
 from studio.engine import Engine, optimised
 from studio.events import Event, Failed, Finished, Stopped, Warned, Working
 from studio.folder import DiskFull, RunError, RunFolder, read_request
 from studio.guard import NonFiniteError
+from studio.loaded import loaded_prior
 from studio.memory import downs_of, is_out_of_memory, thrifty
 from studio.optimize import Stop, Timing
 from studio.parallel import together
 from studio.paths import resolve_prior
 from studio.prior_check import memory_warnings
 from studio.prior_options import PriorOptions
-from studio.prior_stamp import stamp
+from studio.prior_stamp import record, stamp
 from studio.request import Request, check
+from studio.second_prior import second_prior_of
 from studio.stages import Stages
 from studio.team import ALONE, Team
 from studio.tracking import refuse_missing_tensorboard, tracked, trackers_of
@@ -40,28 +40,6 @@ from studio.tracking import refuse_missing_tensorboard, tracked, trackers_of
 def never() -> bool:
     """A run that nobody stops."""
     return False
-
-
-@functools.lru_cache(maxsize=1)
-def loaded_prior(
-    name: str,
-    device: torch.device,
-    options: PriorOptions = PriorOptions(),  # noqa: B008 -- frozen
-) -> DiffusersPrior:
-    """The prior of a name or path. The last one stays in memory for the process's next run.
-
-    Raises:
-        UnknownPrior, MissingAsset, ValueError: it cannot be loaded; in words.
-    """
-    place = resolve_prior(name)
-    return DiffusersPrior.load(
-        place,
-        device,
-        resources=options.resources,
-        resolution=options.resolution,
-        extensions=options.extensions,
-        one_pass=options.one_pass_file(place),
-    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -226,7 +204,8 @@ def carry_out(
     lowered = thrifty(request, downs_of(home.path), len(request.stages), 0)  # as it is at its thriftiest so far
     yield from (Warned(text) for text in memory_warnings(lowered, device))
     prior = loaded_prior(request.prior, device, request.prior_options)
-    write_atomically(home.path / "prior.json", _stamp(request))
+    if team.leads:
+        yield from (Warned(text) for text in record(home.path, _stamp(request)))
     refuse_cut_prompt(prior, request.prompt)
     source = None if request.task is None else own_source(home.path, request.task, device)
     stages = Stages.of(request, prior, source, team)
@@ -243,10 +222,13 @@ def carry_out(
     yield Finished(home.path, round(time.perf_counter() - began, 2))
 
 
-def _stamp(request: Request) -> bytes:
+def _stamp(request: Request) -> dict[str, Any]:
     """Which weights the run is made with."""
     found = stamp(request.prior, resolve_prior(request.prior), request.prior_options)
-    return (json.dumps(found, indent=2) + "\n").encode()
+    seconds = dict.fromkeys(second for stage in request.stages if (second := second_prior_of(stage)))
+    if seconds:
+        found["second"] = [stamp(str(second), second, PriorOptions()) for second in seconds]
+    return found
 
 
 def refuse_cut_prompt(prior: DiffusersPrior, prompt: str) -> None:

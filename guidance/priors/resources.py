@@ -68,7 +68,7 @@ def settle(network: Any, vae: Any, resources: Resources, device: torch.device) -
     if resources.compile != "off":
         refuse_without_compiler(device)
     if resources.attention_slicing and hasattr(network, "set_attention_slice"):
-        network.set_attention_slice("max")
+        _slice_attention(network)
     if vae is not None and resources.vae_tiling:
         vae.enable_tiling()
     economise(network, vae, resources)
@@ -80,6 +80,15 @@ def settle(network: Any, vae: Any, resources: Resources, device: torch.device) -
         network.to(device)
     if resources.compile != "off":
         network.compile(mode=resources.compile)  # in place: the module and its weights stay what they are
+
+
+def _slice_attention(network: Any) -> None:
+    """Attention one head at a time, but for layers that an IP-Adapter attends in: they have weights, and go on as they
+    are."""
+    adapted = {name: one for name, one in network.attn_processors.items() if isinstance(one, torch.nn.Module)}
+    network.set_attention_slice("max")
+    if adapted:
+        network.set_attn_processor({**network.attn_processors, **adapted})
 
 
 def economise(network: Any, vae: Any, resources: Resources) -> None:

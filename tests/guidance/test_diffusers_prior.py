@@ -214,6 +214,18 @@ def test_a_folder_of_sixteen_bit_variants_alone_is_read(diffusion_folder: Path, 
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
+def test_the_last_embeddings_are_kept_and_no_more(toy_prior: DiffusersPrior, monkeypatch: pytest.MonkeyPatch):
+    one = toy_prior.embed(["a"])[0]
+    monkeypatch.setattr(toy_prior, "_embedded", {})
+    monkeypatch.setattr("guidance.diffusers_prior._MOST_EMBEDDED", 2 * one.nbytes)
+    first = toy_prior.embed(["a", "b", "c"])
+    assert list(toy_prior._embedded) == ["b", "c"] and len(first) == 3
+    toy_prior.embed(["b", "d"])
+    assert list(toy_prior._embedded) == ["b", "d"] and torch.equal(toy_prior.embed(["a"]), first[:1])
+    # Each is a tensor of its own: one that is kept does not keep the others of its batch.
+    assert all(kept.untyped_storage().nbytes() == kept.nbytes for kept in toy_prior._embedded.values())
+
+
 def test_a_missing_folder_is_named(tmp_path: Path):
     with pytest.raises(MissingPriorError, match=r"from .*nowhere: there is no such folder.*--prior PATH"):
         DiffusersPrior.load(tmp_path / "nowhere", CPU)

@@ -15,9 +15,9 @@ from studio.codec import encode
 from studio.folder import read_request
 from studio.jobs.store import Item, Store
 from studio.jobs.worker import work
+from studio.loaded import forget_prior
 from studio.options import Generate, build_request
 from studio.prior_options import PriorOptions
-from studio.run import loaded_prior
 from tests.jobs.tiny import tiny_request
 from tests.priors.one_file import write_one_file
 from tests.priors.tiny import unet, write_family
@@ -52,7 +52,7 @@ def test_a_worker_started_in_another_folder_finds_every_file(
     (id,) = Store(runs).submit(request, [Item("a toy", 0)])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    loaded_prior.cache_clear()
+    forget_prior()
     list(work(runs, "cpu", until_empty=True))
     job = Store(runs).job(id)
     assert (job.state, job.error) == ("done", "")

@@ -85,6 +85,19 @@ def test_tiles_are_encoded_by_themselves_and_blended(folder_of: Callable[[str], 
     assert torch.autograd.grad(found.sum(), picture)[0].abs().amin((0, 1)).gt(0).all()
 
 
+def test_sliced_attention_goes_on_seeing_pictures(folder_of: Callable[[str], Path], prior_of):
+    sliced = DiffusersPrior.load(folder_of("ip_adapter"), "cpu", resources=Resources(attention_slicing=True))
+    kinds = {type(one).__name__ for one in sliced.network.attn_processors.values()}
+    assert "SlicedAttnProcessor" in kinds and len(kinds) == 2
+    noisy, t, picture = torch.randn(1, 4, 8, 8), torch.tensor([400]), torch.rand(1, 3, 16, 16)
+    told, same, nothing = (
+        prior.predict_noise(noisy, t, prior.embed(["a fox"]), extra=prior.see(picture) if shown else None)
+        for prior, shown in ((sliced, True), (prior_of("ip_adapter"), True), (sliced, False))
+    )
+    torch.testing.assert_close(told, same, atol=1e-5, rtol=1e-4)
+    assert (told - nothing).abs().max() > 1e-4
+
+
 # Compiled -------------------------------------------------------------------------------------------------------------
 
 
