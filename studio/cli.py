@@ -3,6 +3,7 @@
 Bare ``--help`` and ``--version`` answer from the table below; whatever a verb needs is imported when it is called.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,9 @@ EXAMPLES = """\
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of ``studio``; exits with 0, 1 (failed), 2 (bad usage) or 3 (some of several failed)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows a letter's number, and nothing fails
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 

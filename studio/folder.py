@@ -25,6 +25,10 @@ class RunError(RuntimeError):
     """A run cannot go on; the message says why and what to do."""
 
 
+class FolderTaken(FileExistsError):
+    """There is something in the folder that a new run was to have."""
+
+
 class DiskFull(RunError):
     """There is no room left for a run's files; it can go on when there is."""
 
@@ -53,17 +57,20 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, request: Request) -> "RunFolder":
-        """Make the folder of a new run.
+        """Make the folder of a new run; of several processes that want the same one, one has it.
 
         Raises:
-            FileExistsError: there is something in it already.
+            FolderTaken: there is something in it already.
             OSError: it cannot be made.
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            advice = f"go on with `studio resume {path}`, or " if (path / "request.json").is_file() else ""
-            raise FileExistsError(f"{path} exists already; {advice}choose another folder with --out.")
+            raise _taken(path)
         for folder in (path, path / "checkpoints", path / "previews"):
             folder.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError as problem:
+            raise _taken(path) from problem
         write_atomically(path / "request.json", json.dumps(encode(request), indent=2).encode())
         return cls(path)
 
@@ -113,6 +120,11 @@ class RunFolder:
         except OSError:
             if not isinstance(event, Stepped | Working):
                 raise
+
+
+def _taken(path: Path) -> FolderTaken:
+    advice = f"go on with `studio resume {path}`, or " if (path / "request.json").is_file() else ""
+    return FolderTaken(f"{path} exists already; {advice}choose another folder with --out.")
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -186,6 +186,7 @@ def _check_numbers(request: Request) -> list[Problem]:
         f"checkpoint_every must be 1 or more, not {request.checkpoint_every}": request.checkpoint_every >= 1,
         f"preview_every must be 0 or more, not {request.preview_every}": request.preview_every >= 0,
         f"debug_every must be 0 or more, not {request.debug_every}": request.debug_every >= 0,
+        f"seed must be a number of 64 bits, not {request.seed}": -(2**63) <= request.seed < 2**63,
     }
     wrong += [text for text, holds in checks.items() if not holds]
     return [Problem("error", f"{text}.") for text in wrong]

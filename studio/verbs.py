@@ -1,7 +1,7 @@
 """What each verb of the command line does."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ import tyro
 from studio.bench_options import Bench
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.events import Event
-from studio.folder import RunError, free_name, read_request
+from studio.folder import FolderTaken, RunError, free_name, read_request
 from studio.options import Edit, Generate, UsageError, build_edit, build_request, with_knobs
 from studio.recipes import RECIPES
 from studio.request import Request, check
@@ -106,11 +106,22 @@ def _start(request: Request, options: Generate | Edit) -> int:
     errors = [p.text for p in check(request) if p.severity == "error"]
     if errors:
         return complain("\n".join(errors), BAD_USAGE)
-    folder = options.out or free_name(Path("runs"), request.prompt)
+    return _follow(lambda stop: _run(request, options, stop), options.json)
+
+
+def _run(request: Request, options: Generate | Edit, stop: Callable[[], bool]) -> Iterator[Event]:
+    """The run in its folder; without one, under the first name that no other process takes meanwhile."""
     from studio.run import run_request
 
     o = options
-    return _follow(lambda stop: run_request(request, folder, o.device, stop, o.devices, o.tensorboard), o.json)
+    while True:
+        folder = o.out or free_name(Path("runs"), request.prompt)
+        try:
+            yield from run_request(request, folder, o.device, stop, o.devices, o.tensorboard)
+            return
+        except FolderTaken:
+            if o.out is not None:
+                raise
 
 
 def cite(arguments: list[str]) -> int:
@@ -176,6 +187,8 @@ def evaluate(arguments: list[str]) -> int:
 def doctor(arguments: list[str]) -> int:
     """``studio doctor``."""
     options = tyro.cli(Doctor, args=arguments, prog="studio doctor")
+    if options.download and options.prior is None:
+        return complain("--download needs a preset to fetch: name it with --prior.", BAD_USAGE)
     from studio.doctor import examine, report
     from studio.prior_check import examine_prior
 
@@ -227,7 +240,7 @@ def _follow(events: Any, as_json: bool) -> int:
     from studio.jobs.terminal import asked_to_stop
 
     try:
-        with asked_to_stop() as asked:
+        with asked_to_stop("Stopping after this step or phase; Ctrl-C again ends at once.\n") as asked:
             stream: Iterator[Event] = events(asked)
             return (show_json if as_json else show)(stream)
     except RunError as problem:
@@ -238,9 +251,9 @@ def _follow(events: Any, as_json: bool) -> int:
 
 def in_words(problem: OSError) -> str:
     """What went wrong with a file, for people."""
-    if isinstance(problem, PermissionError):
-        return f"No right to write {problem.filename}; choose another folder with --out."
-    if problem.errno is None or isinstance(problem, FileExistsError | BlockingIOError):
+    if isinstance(problem, PermissionError) and problem.filename:
+        return f"No right to use {problem.filename}."
+    if problem.errno is None:  # one of ours, in words already
         return str(problem)
     return f"{problem.strerror}: {problem.filename}" if problem.filename else str(problem)
 

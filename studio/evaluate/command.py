@@ -84,7 +84,7 @@ def make_plan(
     plan = Plan(
         contenders(methods, recipes or ()),
         PROMPTS if file is None else read_prompts(file),
-        seeds or ((0, 1, 2) if full else (0,)),
+        ((0, 1, 2) if full else (0,)) if seeds is None else seeds,
         (3200 if full else 800) if evaluations is None else evaluations,
         out,
     )
@@ -101,7 +101,8 @@ def read_prompts(file: Path) -> list[str]:
     try:
         found = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as problem:
-        raise ValueError(f"The prompts in {file} cannot be read: {problem}") from problem
+        why = getattr(problem, "strerror", None) or problem
+        raise ValueError(f"The prompts in {file} cannot be read: {why}") from problem
     if not found:
         raise ValueError(f"{file} holds no prompt; write one a line")
     return found

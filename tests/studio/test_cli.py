@@ -1,13 +1,24 @@
 """The command line as people meet it: help, wrong names, wrong folders, and a whole run."""
 
+import dataclasses
+import io
 import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
+from rich.progress import Task, TaskID
 
-from studio.cli import BAD_USAGE, FAILED, OK, VERBS, run
+from studio.cli import BAD_USAGE, FAILED, OK, VERBS, main, run
+from studio.console import _Elapsed, show
+from studio.events import Finished, Started, Stepped
+from studio.folder import FolderTaken, RunFolder, read_request
 
 SMALL = [
     "--stages.0.cameras.size", "16", "--stages.0.cameras.views", "2", "--export.faces", "100", "--export.texture", "64",
@@ -38,9 +49,13 @@ def test_every_verb_explains_itself(verb, capsys):
         (["generate", "a mug", "--stages.0.guidance.scael", "3"], "scale"),
         (["generate", "a mug", "--sede", "3"], "seed"),
         (["generate", "a mug", "--steps", "0"], "--steps must be 1 or more"),
+        (["generate", "a mug", "--seed", str(2**63)], "seed must be a number of 64 bits"),
         (["generate", " "], "empty"),
         (["generate"], "PROMPT"),
         (["generate", "a mug", "--prior", "/nowhere"], "no prior '/nowhere'"),
+        (["evaluate", "--seeds"], "nothing to compare"),
+        (["evaluate", "--prompts", "none.txt"], "none.txt cannot be read: no such file"),
+        (["doctor", "--download"], "--prior"),
     ],
 )
 def test_wrong_usage_names_the_nearest_right(arguments, words, capsys, tmp_path, monkeypatch):
@@ -112,3 +127,78 @@ def test_waiting_threads_do_not_hold_cores_unless_asked_to(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     run(["doctor", "--help"])
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_of_runs_that_begin_at_once_each_has_a_folder_of_its_own(tiny, tmp_path, monkeypatch):
+    """The name is looked for before a run begins; another process may take it meanwhile."""
+
+    def quick(request, folder, *_):
+        RunFolder.create(folder, request)
+        yield Finished(folder, 0.0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("studio.run.run_request", quick)
+    names = iter([Path("runs/a-mug"), Path("runs/a-mug-2")])
+    monkeypatch.setattr("studio.verbs.free_name", lambda *_: next(names))
+    RunFolder.create(tmp_path / "runs" / "a-mug", tiny)
+    assert run(["generate", "a mug"]) == OK
+    assert json.loads((tmp_path / "runs/a-mug-2/request.json").read_text())["prompt"] == "a mug"
+    assert json.loads((tmp_path / "runs/a-mug/request.json").read_text())["prompt"] == tiny.prompt
+
+
+def test_of_many_that_want_a_folder_one_has_it(tiny, tmp_path):
+    def ask(seed: int) -> int | None:
+        together.wait()
+        try:
+            RunFolder.create(tmp_path / "run", dataclasses.replace(tiny, seed=seed))
+        except FolderTaken:
+            return None
+        return seed
+
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        (winner,) = [seed for seed in pool.map(ask, range(8)) if seed is not None]
+    assert read_request(tmp_path / "run").seed == winner
+
+
+def shown(events, **terminal) -> str:
+    file = io.StringIO()
+    show(iter(events), Console(file=file, width=80, **terminal))
+    return file.getvalue()
+
+
+def test_a_log_without_a_terminal_says_how_far_a_run_is(tmp_path, monkeypatch):
+    step = Stepped(0, 30, 30, 90, torch.tensor(2.5), {})
+    events = [Started("a mug", tmp_path, "cpu", 0, 90), step, dataclasses.replace(step, step=31, done=31)]
+    monkeypatch.setattr("studio.console._READ_EVERY", 0.0)
+    assert "step" not in shown(events)
+    monkeypatch.setattr("studio.console._LINE_EVERY", 0.0)
+    assert "step 30 of 90" in shown(events) and "loss 2.5" in shown(events)
+    assert "step 30 of 90" not in shown(events, force_terminal=True)
+
+
+def test_a_prompt_cannot_move_the_cursor(tmp_path):
+    assert "\x1b" not in shown([Started("a \x1b[2Jmug", tmp_path, "cpu", 0, 90)])
+
+
+def test_the_clock_goes_on_while_the_asset_is_made():
+    task = Task(TaskID(0), "export", total=9, completed=9, _get_time=lambda: 3725.0, finished_time=5.0)
+    task.start_time = 0.0
+    assert _Elapsed().render(task).plain == "1:02:05"
+
+
+def test_a_path_that_is_no_folder_is_said_in_words(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(["evaluate", "--methods", "SDS", "--evaluations", "1", "--out", str(tmp_path / "file")]) == FAILED
+    said = capsys.readouterr().err
+    assert "File exists: " in said and "Errno" not in said
+
+
+def test_a_terminal_without_unicode_shows_what_it_can(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("studio.cli._help", lambda: "a m\u00fcg \u2026")
+    with pytest.raises(SystemExit) as end:
+        main([])
+    sys.stdout.flush()
+    assert end.value.code == OK and written.getvalue() == b"a m\\xfcg \\u2026\n"
