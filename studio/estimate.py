@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from guidance.priors.loading import pipeline_of
 from guidance.priors.memory import native_pixels
 from representations.hash_field import HashField
 from representations.kinds import AnyRepresentation
@@ -79,23 +80,27 @@ class Estimate:
     """At its peak: of the GPU if it runs on one, else of the process. MiB."""
     basis: str
     """What this rests on, in words."""
+    guessed: bool = False
+    """Whether the memory is a guess, where it could be counted (``prior_check``)."""
 
     def words(self) -> str:
         """Both figures, rounded, e.g. "about 2 min, 1.4 GB"."""
         return f"about {_duration(self.seconds)}, {self.memory_mb / 1024:.1f} GB"
 
 
-def estimate(request: Request, home: Path) -> Estimate:
+def estimate(request: Request, home: Path, counted: int | None = None) -> Estimate:
     """What ``request`` will take.
 
     Args:
         request: need not pass ``check``.
         home: folder of runs, whose reports are read.
+        counted: bytes that its prior takes, if that is known; a guess stands for it otherwise, since counting takes
+            seconds that few have who ask for an estimate.
     """
     alike = [past for past in _past(home) if past.kind == kind_of(request)][:_MOST_ALIKE]
     if alike:
         return _from_past(request, alike)
-    return _from_figures(request) if is_bundled(request.prior) else _from_weights(request)
+    return _from_figures(request) if is_bundled(request.prior) else _from_weights(request, counted)
 
 
 def kind_of(request: Request) -> tuple[Any, ...]:
@@ -255,7 +260,7 @@ def _delivery(request: Request, picture: float = _PICTURE) -> float:
 # Weights --------------------------------------------------------------------------------------------------------------
 
 
-def _from_weights(request: Request) -> Estimate:
+def _from_weights(request: Request, counted: int | None) -> Estimate:
     """What the prior's own files let one expect, taking its networks for Stable Diffusion's, larger or smaller."""
     try:
         place = resolve_prior(request.prior)
@@ -279,11 +284,21 @@ def _from_weights(request: Request) -> Estimate:
         kept = views * pixels * _ENCODER_BYTES_PER_PIXEL if weights.get("vae") else 0.0
         most = max(most, kept, (work.pictures + work.learnt) / steps * _ANSWER_BYTES)
     size = 2 if gpu else 4
-    # A guess, like the rest: counting, as `doctor` and the check before a run do, takes seconds that no page has.
-    memory = sum(weights.values()) * size + most * size / 4
+    memory = sum(weights.values()) * size + most * size / 4 if counted is None else counted
     memory = memory / 2**20 + (0 if gpu else _OWN_MEMORY)
-    where = "a GPU in 16 bits" if gpu else "this processor"
-    return Estimate(seconds, memory, f"a rough guess from the size of the prior's weights, for {where}")
+    basis = "a rough guess from the size of the prior's weights, for " + (
+        "a GPU in 16 bits" if gpu else "this processor"
+    )
+    basis += "" if counted is None else "; its memory is counted"
+    return Estimate(seconds, memory, basis, counted is None and _names_pipeline(folder))
+
+
+def _names_pipeline(folder: Path) -> bool:
+    """Whether a prior is one whose memory is counted before a run: not a small one of a bare U-Net."""
+    try:
+        return pipeline_of(folder) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _weights_of(folder: Path) -> int:

@@ -29,6 +29,8 @@ from studio.restore import restore
 
 _CHOICES = ("{red|blue|green}", "{mug|table|chair}", "{a|two}")
 _EXAMPLES = 6
+_RECOUNT = 2.0
+"""Seconds between looks whether a prior's memory is counted by now."""
 _KNOBS_JS = """
 const send = event => {
   const field = event.target.closest('[data-knob]');
@@ -133,11 +135,12 @@ def build_making(service: Service) -> Making:
     )
     knobs, settings = gr.JSON({}, visible=False), gr.Textbox("", visible=False)
     refused, shown = gr.Number(0, visible=False), gr.Textbox("", visible=False)
+    again = gr.Timer(_RECOUNT, active=False)
     fields = [prompt, recipe, method, prior, negative, seed, steps, copies, knobs, settings]
-    refresh = (lambda *values: _drawn(service, *values)), [*fields, refused, shown], [plan, shell, panel, shown]
+    refresh = (lambda *values: _drawn(service, *values)), [*fields, refused, shown], [plan, shell, panel, shown, again]
     making = Making(service, fields, button, told, refresh)
     # One event for all: the last answer is then that to the last question.
-    gr.on([field.change for field in (*fields, refused)], *refresh, trigger_mode="always_last", **QUIET)
+    gr.on([*(field.change for field in (*fields, refused)), again.tick], *refresh, trigger_mode="always_last", **QUIET)
     _wire_form(making, panel, upload, refused)
     return making
 
@@ -190,8 +193,9 @@ def _with_knob(service: Service, form: Form, path: str, value: Any) -> dict[str,
     return {name: v for name, v in wished.items() if name in now}
 
 
-def _drawn(service: Service, *values: Any) -> tuple[str, str, Any, str]:
-    """The estimate with objections, the shell command, the Advanced panel if it is another, and what it is of."""
+def _drawn(service: Service, *values: Any) -> tuple[str, str, Any, str, gr.Timer]:
+    """The estimate with objections, the shell command, the Advanced panel if it is another, what it is of, and whether
+    to ask again, since the estimate will be better soon."""
     *fields, refused, shown = values
     form = Making.form(*fields)
     empty = not form.prompt.strip()
@@ -202,7 +206,9 @@ def _drawn(service: Service, *values: Any) -> tuple[str, str, Any, str]:
     of = repr((form.recipe, form.method, form.prior, form.steps, sorted(form.knobs.items()), form.settings, refused))
     now = hashlib.sha256(of.encode()).hexdigest()[:16]
     panel = gr.skip() if now == shown else _panel(service, asked)
-    return _recipe_words(form) + planned(plan), command("" if empty else _commands(service, form, plan)), panel, now
+    said = _recipe_words(form) + planned(plan)
+    shell = command("" if empty else _commands(service, form, plan))
+    return said, shell, panel, now, gr.Timer(active=plan.counting)
 
 
 def _commands(service: Service, form: Form, plan: Plan) -> str:

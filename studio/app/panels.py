@@ -137,9 +137,10 @@ def planned(plan: Plan) -> str:
     parts = []
     if plan.estimate is not None:
         many = f" each, {duration(plan.estimate.seconds * plan.jobs)} in all" if plan.jobs > 1 else ""
+        counting = "; its memory is being counted" if plan.counting else ""
         parts.append(
             f'<div class="dk-plan"><b>about {duration(plan.estimate.seconds)}{many}</b>'
-            f"<b>{memory(plan.estimate.memory_mb)}</b><span>{escape(plan.estimate.basis)}</span></div>"
+            f"<b>{memory(plan.estimate.memory_mb)}</b><span>{escape(plan.estimate.basis)}{counting}</span></div>"
         )
     if len(plan.prompts) > 1:
         some = "".join(f"<li>{escape(prompt)}</li>" for prompt in plan.prompts[:6])

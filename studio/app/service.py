@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studio.app.counting import Counter
 from studio.app.form import Form, objections, request_of, wanted
 from studio.estimate import Estimate, estimate
 from studio.folder import RunError, read_request
@@ -61,6 +62,8 @@ class Plan:
     prompts: tuple[str, ...]
     problems: tuple[Problem, ...]
     estimate: Estimate | None
+    counting: bool = False
+    """Whether its memory will be known better in a while."""
 
     @property
     def refused(self) -> bool:
@@ -75,6 +78,7 @@ class Service:
         self.home = home.absolute()
         self.store = Store(self.home)
         self.priors = dict(priors)
+        self.counter = Counter()
         self._tails: dict[Path, Tail] = {}
         self._lock = threading.Lock()
 
@@ -89,7 +93,16 @@ class Service:
             return Plan(None, 0, (), (Problem("error", str(problem)),), None)
         prompts = tuple(dict.fromkeys(job.prompt for job in jobs))
         first = dataclasses.replace(request, prompt=prompts[0])
-        return Plan(first, len(jobs), prompts, problems, estimate(first, self.home))
+        plan = Plan(first, len(jobs), prompts, problems, estimate(first, self.home))
+        return self._counted(plan, first)
+
+    def _counted(self, plan: Plan, request: Request) -> Plan:
+        """The plan with what is known of its memory, if that is a guess and nothing forbids the run."""
+        if plan.refused or plan.estimate is None or not plan.estimate.guessed:
+            return plan
+        count = self.counter.ask(request)
+        known = plan.estimate if count.size is None else estimate(request, self.home, count.size)
+        return dataclasses.replace(plan, estimate=known, counting=not count.known)
 
     def submit(self, form: Form) -> list[str]:
         """Put the jobs of a form into the queue; returns their ids, the first to be done first.

@@ -129,7 +129,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": _import_path()},
+                env={**os.environ, "PYTHONPATH": import_path()},
                 start_new_session=True,
             )
         self.began, self.due = time.monotonic(), None
@@ -183,8 +183,8 @@ def _command(home: Path, device: str, quota: int | None) -> list[str]:
     return command if quota is None else [*command, "--quota", str(quota)]
 
 
-def _import_path() -> str:
-    """Where the process finds this very program, and not one that happens to lie in the current folder."""
+def import_path() -> str:
+    """Where a process finds this very program, and not one that happens to lie in the current folder."""
     root = str(Path(__file__).resolve().parents[2])
     return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
