@@ -12,6 +12,7 @@ from guidance.prior_folder import read_hints
 from representations.box import Box
 from representations.kinds import AnyRepresentation
 from studio.anchoring import anchored
+from studio.arguments import Corners, Devices, File, Files, MaybeName, MaybeNumber, MaybePath, MaybeText, Texts
 from studio.codec import members, nearest
 from studio.paths import MissingAsset, UnknownPrior, resolve_prior
 from studio.places import with_whole_values
@@ -34,35 +35,35 @@ class Generate:
     """What to make, e.g. "a red mushroom"."""
     recipe: str = "draft"
     """How to make it: draft, standard, fine, or a paper's name, such as dreamfusion; README has the list."""
-    method: str | None = None
+    method: MaybeName = None
     """Guidance method instead of the recipe's."""
-    representation: str | None = None
+    representation: MaybeName = None
     """Representation instead of the recipe's."""
-    prior: str | None = None
+    prior: MaybeName = None
     """A bundled prior's or preset's name, a folder in diffusers' layout, or one safetensors file."""
-    lora: tuple[str, ...] = ()
+    lora: Files = ()
     """LoRA files on top of the prior, each FILE or FILE:WEIGHT, as safetensors."""
-    textual_inversion: tuple[str, ...] = ()
+    textual_inversion: Files = ()
     """Files with new words for prompts, as safetensors."""
-    image: str = ""
+    image: File = ""
     """Picture that prompts, for an IP-Adapter or a novel-view prior."""
-    one_pass: str = ""
+    one_pass: File = ""
     """own, or a file of `studio distill-guidance`: guidance in one pass of the prior instead of two."""
-    negative: str | None = None
+    negative: MaybeText = None
     """What it should not look like."""
-    seed: int | None = None
+    seed: MaybeNumber = None
     """Another seed makes another object."""
-    steps: int | None = None
+    steps: MaybeNumber = None
     """Optimiser steps in all, shared among the stages as the recipe does."""
-    debug_pictures: int | None = None
+    debug_pictures: MaybeNumber = None
     """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    devices: tuple[str, ...] = ()
+    devices: Devices = ()
     """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run's folder."""
-    out: Path | None = None
+    out: MaybePath = None
     """Folder of the run; a new one under runs/ without it."""
     json: bool = False
     """Print events as JSON, one a line, instead of a progress bar."""
@@ -81,37 +82,37 @@ class Edit:
     """What the object is to be, e.g. "a blue mushroom"."""
     method: str = "DDS"
     """Guidance method. DDS and PDS compare with the object as it was and change little else; any other distils anew."""
-    steps: int | None = None
+    steps: MaybeNumber = None
     """Optimiser steps; 300 without it."""
-    keep: tuple[str, ...] = ()
+    keep: Texts = ()
     """Groups of parameters that may not move, e.g. means (the positions of gaussians)."""
-    box: tuple[float, float, float, float, float, float] | None = None
+    box: Corners = None
     """Corners x0 y0 z0 x1 y1 z1 of a box, the lowest values first: nothing outside it changes, nor what reaches across
     its sides, so leave a tenth around what is to change. Objects lie within 1 of the origin; +x is right as seen from
     the front, +y up, +z towards the front."""
-    prior: str | None = None
+    prior: MaybeName = None
     """Another prior than the run's, without the files that were on top of that."""
-    lora: tuple[str, ...] = ()
+    lora: Files = ()
     """LoRA files on top of the prior, each FILE or FILE:WEIGHT, as safetensors; the run's without them."""
-    textual_inversion: tuple[str, ...] = ()
+    textual_inversion: Files = ()
     """Files with new words for prompts, as safetensors; the run's without them."""
-    image: str = ""
+    image: File = ""
     """Picture that prompts, for an IP-Adapter or a novel-view prior; the run's without it."""
-    one_pass: str = ""
+    one_pass: File = ""
     """own, or a file of `studio distill-guidance`: guidance in one pass of the prior; as in the run without it."""
-    negative: str | None = None
+    negative: MaybeText = None
     """What it should not look like; the run's without it."""
-    seed: int | None = None
+    seed: MaybeNumber = None
     """The run's without it."""
-    debug_pictures: int | None = None
+    debug_pictures: MaybeNumber = None
     """Steps between pictures of what prior and method ask for, in debug/ of the run; 0 for none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    devices: tuple[str, ...] = ()
+    devices: Devices = ()
     """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run's folder."""
-    out: Path | None = None
+    out: MaybePath = None
     """Folder of the edit's own run; a new one under runs/ without it."""
     json: bool = False
     """Print events as JSON, one a line, instead of a progress bar."""

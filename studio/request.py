@@ -153,6 +153,8 @@ def check(request: Request) -> list[Problem]:
 
 
 def _check_prompt(request: Request) -> list[Problem]:
+    if any("\ud800" <= letter <= "\udfff" for letter in request.prompt + request.negative):
+        return [Problem("error", "The prompt is not UTF-8; set the locale of the terminal, e.g. LC_ALL=C.UTF-8.")]
     if not request.prompt.strip():
         return [Problem("error", 'The prompt is empty; say what to make, e.g. "a red mushroom".')]
     if len(request.prompt) > LONGEST_PROMPT:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from studio.arguments import Devices, MaybeName, MaybeNames, MaybeNumber, MaybeNumbers, MaybePath
 from studio.bench_options import Bench
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.events import Event
@@ -33,7 +34,7 @@ class Resume:
     """The run's folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    devices: tuple[str, ...] = ()
+    devices: Devices = ()
     """Several devices that share the views of every step, e.g. cuda:0 cuda:1; --device alone without it."""
     tensorboard: bool = False
     """Write event files for TensorBoard into the run's folder."""
@@ -50,16 +51,16 @@ class Evaluate:
     what was compared failed.
     """
 
-    methods: tuple[str, ...] | None = None
+    methods: MaybeNames = None
     """Methods on the recipe draft; NAME or NAME:KNOB=VALUE, e.g. SDS:form=clean or
     SDS:one_pass=own. Without it: all of them."""
-    recipes: tuple[str, ...] | None = None
+    recipes: MaybeNames = None
     """Recipes to compare, each at its own number of steps; without --methods they alone are."""
-    prompts: Path | None = None
+    prompts: MaybePath = None
     """File of prompts, one a line; without it four that the bundled prior knows."""
-    seeds: tuple[int, ...] | None = None
+    seeds: MaybeNumbers = None
     """Runs for each prompt; 0 without it."""
-    evaluations: int | None = None
+    evaluations: MaybeNumber = None
     """Evaluations of the prior that a method may spend on a run; 800 without it."""
     full: bool = False
     """Ten prompts, seeds 0, 1 and 2, and 3200 evaluations, where nothing else is said."""
@@ -73,7 +74,7 @@ class Evaluate:
 class Doctor:
     """Examine the installation and say what is missing."""
 
-    prior: str | None = None
+    prior: MaybeName = None
     """Examine this prior too: what kind it is, and the memory it needs at each resolution."""
     download: bool = False
     """Fetch the preset that --prior names from the Hugging Face hub first. Nothing else ever fetches anything."""

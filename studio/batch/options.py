@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from studio.arguments import MaybeName, MaybeNumber, MaybePath, MaybeSeconds, MaybeSize, MaybeText
 from studio.options import Generate, UsageError, build_request
 from studio.request import Request
 
@@ -32,37 +33,37 @@ class Batch:
     """File of prompts."""
     recipe: str = "draft"
     """How to make them: draft, standard, fine, or a paper's name; README has the list."""
-    method: str | None = None
+    method: MaybeName = None
     """Guidance method instead of the recipe's."""
-    representation: str | None = None
+    representation: MaybeName = None
     """Representation instead of the recipe's."""
-    prior: str | None = None
+    prior: MaybeName = None
     """A bundled prior's name, or a folder in diffusers' layout."""
-    negative: str | None = None
+    negative: MaybeText = None
     """What they should not look like."""
-    steps: int | None = None
+    steps: MaybeNumber = None
     """Optimiser steps in all, shared among the stages as the recipe does."""
     seeds: tuple[int, ...] = (0,)
     """Every prompt is made with each of these; one with a seed of its own only with that."""
     wildcards: bool = True
     """Whether {a|b} stands for a choice, of which every one is made; otherwise braces are text."""
-    out: Path | None = None
+    out: MaybePath = None
     """Folder of the batch; runs/ and the file's name without it."""
     dry_run: bool = False
     """Print what would be made and how long it may take, and do nothing."""
     attempts: int = 3
     """Failures of an item until it is left aside, with the reason in error.txt of its folder."""
-    timeout: float | None = None
+    timeout: MaybeSeconds = None
     """Seconds that an attempt may take."""
     retry_failed: bool = False
     """Make also what was left aside or cancelled earlier."""
     device: tuple[str, ...] = ("auto",)
     """auto (every GPU there is, or else the CPU), cpu, cuda, cuda:1, ...; one or several."""
-    workers: int | None = None
+    workers: MaybeNumber = None
     """Processes that work side by side; one for each device without it."""
     engine: Literal["local", "ray"] = "local"
     """local: on this machine. ray: on a Ray cluster, whose machines must all see the folder of the batch."""
-    quota: str | None = None
+    quota: MaybeSize = None
     """Disk that the folder may take, e.g. 20GB: old previews go first, a result never. The queue is held when that is
     not enough."""
     json: bool = False

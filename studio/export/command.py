@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from representations.scene import Scene
+from studio.arguments import MaybeNumber, MaybePath
 from studio.checkpoints import write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import encode, nearest
@@ -37,15 +38,15 @@ class Export:
     format: str = "glb"
     """glb; obj: OBJ, material and PNG in a ZIP; stl: the bare surface; ply: a colour for each vertex; splat-ply, splat:
     the gaussians themselves."""
-    faces: int | None = None
+    faces: MaybeNumber = None
     """Most triangles, about; the run's own number without it."""
-    texture: int | None = None
+    texture: MaybeNumber = None
     """Texels a side of the texture; the run's without it."""
-    grid: int | None = None
+    grid: MaybeNumber = None
     """Cells a side of the grid that the surface is extracted from; the run's without it."""
     particle: int = 0
     """Which of several particles, from 0."""
-    out: Path | None = None
+    out: MaybePath = None
     """File to write; one in RUN/exports without it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""

@@ -39,6 +39,13 @@ def test_every_verb_explains_itself(verb, capsys):
     assert "usage: studio" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["generate", "edit", "batch", "export", "evaluate", "resume", "doctor"])
+def test_help_names_no_default_that_says_nothing(verb, capsys):
+    assert run([verb, "--help"]) == OK
+    shown = capsys.readouterr().out
+    assert not any(noise in shown for noise in ("{None}", "(default: )", "(default: '')", "default: None"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -50,6 +57,7 @@ def test_every_verb_explains_itself(verb, capsys):
         (["generate", "a mug", "--sede", "3"], "seed"),
         (["generate", "a mug", "--steps", "0"], "--steps must be 1 or more"),
         (["generate", "a mug", "--seed", str(2**63)], "seed must be a number of 64 bits"),
+        (["generate", "a m\udcfcg"], "not UTF-8"),
         (["generate", " "], "empty"),
         (["generate"], "PROMPT"),
         (["generate", "a mug", "--prior", "/nowhere"], "no prior '/nowhere'"),
