@@ -40,6 +40,27 @@ def require_configuration(file: Path, config: Path) -> None:
         _refuse(file, wrong)
     for words in sorted(config.glob("tokenizer*")):
         refuse_wordless(config, words)
+    _refuse_other_noise(file, config)
+
+
+def _refuse_other_noise(file: Path, config: Path) -> None:
+    """Refuse a configuration of another kind of noise than the weights' own marks say.
+
+    Such marks are empty tensors that other programs go by: ``v_pred``, ``ztsnr`` for noise without any signal at the
+    end (arXiv 2305.08891), and names that begin with ``edm_``.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        marks = set(opened.keys())
+    if any(name.startswith("edm_") for name in marks):
+        _refuse(file, "its weights are marked as trained under EDM's noise (arXiv 2206.00364), which is not supported")
+    path = config / "scheduler" / "scheduler_config.json"
+    said = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    wanted = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+    for mark, (name, value) in wanted.items():
+        if mark in marks and said.get(name) != value:
+            _refuse(file, f"its weights are marked {mark}, so {path} is to say {json.dumps({name: value})[1:-1]}")
 
 
 def read_single_file(file: Path, config: Path, pipeline: str | None, dtype: torch.dtype) -> dict[str, Any]:

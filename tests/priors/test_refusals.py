@@ -305,6 +305,25 @@ def test_one_file_that_is_cut_or_of_another_kind_is_refused(folder_of, copied: C
         load(file)
 
 
+def test_one_file_says_by_marks_which_noise_it_is_of(folder_of, copied: Copied, tmp_path: Path):
+    file, settings = tmp_path / "model.safetensors", tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    write_one_file(folder_of(SD), file)
+    weights = load_file(file)
+    copied(SD).rename(tmp_path / "model")
+    save_file(weights | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, file)
+    with pytest.raises(MissingPriorError, match=r'marked v_pred, so .* is to say "prediction_type": "v_prediction"'):
+        load(file)
+    change(settings, prediction_type="v_prediction")
+    with pytest.raises(MissingPriorError, match=r'marked ztsnr, so .* is to say "rescale_betas_zero_snr": true'):
+        load(file)
+    change(settings, rescale_betas_zero_snr=True)
+    prior = load(file)
+    assert prior.prediction_type == "v_prediction" and 0 < prior.alphas_cumprod[-1] < 1e-7
+    save_file(weights | {"edm_mean": torch.zeros(4)}, file)
+    with pytest.raises(MissingPriorError, match="marked as trained under EDM's noise"):
+        load(file)
+
+
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
