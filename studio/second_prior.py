@@ -6,7 +6,8 @@ from typing import Any
 
 from guidance.jsd import JSD
 from guidance.prior_folder import Hints, read_hints
-from guidance.priors.loading import pipeline_of
+from guidance.priors.loading import listed, pipeline_of
+from guidance.priors.weights import refuse_incomplete
 
 
 def second_prior_of(stage: Any) -> Path | None:
@@ -32,7 +33,9 @@ def second_prior_problems(stages: tuple[Any, ...]) -> list[str]:
     for i, stage in enumerate(stages):
         if (second := second_prior_of(stage)) is not None:
             try:
-                pipeline_of(second.with_suffix("") if second.is_file() else second)
+                folder = second.with_suffix("") if second.is_file() else second
+                parts = listed(folder, pipeline_of(folder))
+                refuse_incomplete(folder, {} if second.is_file() else parts)
             except (ValueError, OSError) as problem:
                 wrong.append(f"stages.{i}.guidance.multi_view: {problem}")
     return wrong

@@ -18,7 +18,7 @@ from guidance.piecewise import Piecewise
 from guidance.priors.resources import Resources
 from guidance.schedules import Schedule
 from representations.hash_field import HashField
-from studio import prior_check
+from studio import prior_check, run
 from studio.anchoring import anchored
 from studio.cameras import Orbit
 from studio.evaluate.cost import work_of
@@ -108,11 +108,11 @@ def test_few_are_asked_about_at_once_and_groups_stay_together(first: DiffusersPr
 def test_it_waits_in_main_memory_as_the_first_does(folder_of: Callable[[str], Path], first, second: Path):
     """From one stage's state to the next, and back; it is loaded once."""
     whole = Stages.of(request_of(folder_of("stable_diffusion"), second), first, None)
-    run = whole.begin(0, None)
-    other = kept(run.guidance_state)
+    begun = whole.begin(0, None)
+    other = kept(begun.guidance_state)
     assert not any(weight.is_meta for weight in other.network.parameters())
     lower = whole.thrifty((Down(0, 0, "offload", ""), Down(0, 0, "offload", "")), 0, 0)
-    thrifty = lower.retold(run)
+    thrifty = lower.retold(begun)
     state: Any = thrifty.guidance_state
     assert kept(thrifty.guidance_state) is other
     assert any(weight.is_meta for weight in other.network.parameters())
@@ -152,14 +152,19 @@ def test_its_views_come_in_groups(folder_of: Callable[[str], Path], first: Diffu
 def test_what_is_not_there_or_another_is_refused(folder_of: Callable[[str], Path], first, tmp_path: Path):
     (problem,) = check(request_of(folder_of("stable_diffusion"), tmp_path / "nowhere"))
     assert problem.severity == "error" and problem.text.startswith("stages.0.guidance.multi_view: no prior can be")
+    shutil.copytree(folder_of("multiview"), tmp_path / "part", ignore=shutil.ignore_patterns("*.safetensors"))
+    (problem,) = check(request_of(folder_of("stable_diffusion"), tmp_path / "part"))
+    assert "holds no *.safetensors" in problem.text
     with pytest.raises(ValueError, match="must have the latents and the text encoder"):
         method(folder_of("multiview")).init(first)
 
 
-def test_its_path_is_made_whole_and_no_strangers(folder_of: Callable[[str], Path], second: Path, monkeypatch):
+def test_its_path_is_made_whole_recorded_and_no_strangers(folder_of: Callable[[str], Path], second: Path, monkeypatch):
     monkeypatch.chdir(second.parent)
     request = anchored(request_of(folder_of("stable_diffusion"), Path(second.name)))
     assert request == request_of(folder_of("stable_diffusion"), second)
+    (noted,) = run._stamp(request)["second"]
+    assert noted["place"] == str(second) and "unet/diffusion_pytorch_model.safetensors" in noted["weights"]
     found = without_paths(request, [request.prior])
     assert found.request == request_of(folder_of("stable_diffusion"), None)
     assert found.remarks == ("The second prior of its method is left out; its own plays both parts.",)
