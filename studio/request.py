@@ -174,7 +174,9 @@ def _check_numbers(request: Request) -> list[Problem]:
     if len(request.stages) > MOST_STAGES:
         wrong.append(f"A run has at most {MOST_STAGES} stages, not {len(request.stages)}")
     for i, stage in enumerate(request.stages):
+        low, high = stage.cameras.elevation or (-90.0, 90.0)
         checks = {
+            f"stages.{i}.cameras.elevation must rise, within -90 to 90, not {low:g} {high:g}": -90 <= low <= high <= 90,
             f"stages.{i}.steps must be 1 or more, not {stage.steps}": stage.steps >= 1,
             f"stages.{i}.cameras.views must be 1 or more, not {stage.cameras.views}": stage.cameras.views >= 1,
             f"stages.{i}.cameras.size must be 8 or more pixels, not {stage.cameras.size}": stage.cameras.size >= 8,

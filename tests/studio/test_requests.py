@@ -69,6 +69,13 @@ def test_numbers_out_of_range_are_named():
     assert any("checkpoint_every" in p.text for p in check(request))
 
 
+@pytest.mark.parametrize("elevation", [(60.0, -15.0), (-100.0, 0.0), (0.0, 91.0), (float("nan"), 0.0)])
+def test_elevations_that_no_camera_has_are_refused(elevation: tuple[float, float]):
+    (problem,) = check(_stage(RECIPES["draft"]("a mug", True), cameras=Orbit(elevation=elevation)))
+    assert problem.text.startswith("stages.0.cameras.elevation must rise, within -90 to 90, not ")
+    assert check(_stage(RECIPES["draft"]("a mug", True), cameras=Orbit(elevation=(30.0, 30.0)))) == []
+
+
 def _stage(request: Request, **change: Any) -> Request:
     return dataclasses.replace(request, stages=(dataclasses.replace(request.stages[0], **change),))
 
