@@ -36,6 +36,8 @@ _PAPERS = (
     # Priors
     ("2112.10752", "rombach2021ldm", "High-Resolution Image Synthesis with Latent Diffusion Models",
      r"Rombach, Robin and Blattmann, Andreas and Lorenz, Dominik and Esser, Patrick and Ommer, Bj{\"o}rn"),
+    ("2206.00364", "karras2022edm", "Elucidating the Design Space of Diffusion-Based Generative Models",
+     "Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli"),
     ("2503.07274", "jensen2025agd", "Efficient Distillation of Classifier-Free Guidance using Adapters",
      "Perez Jensen, Cristian and Sadat, Seyedmorteza"),
     ("2208.01618", "gal2022textualinversion",

@@ -19,6 +19,8 @@ def cited(request: Request) -> list[str]:
     found = [number for stage in request.stages for number in _of_stage(stage)]
     if request.view_prompts == "perp_neg":
         found.append("2304.04968")
+    if request.prior_options.one_pass:
+        found.append("2503.07274")
     if request.debug_every:
         found.append("2312.02189")
     return list(dict.fromkeys(found))

@@ -33,6 +33,15 @@ class DiskFull(RunError):
     """There is no room left for a run's files; it can go on when there is."""
 
 
+def in_words(problem: OSError) -> str:
+    """What went wrong with a file, for people."""
+    if isinstance(problem, PermissionError) and problem.filename:
+        return f"No right to use {problem.filename}."
+    if problem.errno is None:  # one of ours, in words already
+        return str(problem)
+    return f"{problem.strerror}: {problem.filename}" if problem.filename else str(problem.strerror)
+
+
 def read_request(folder: Path) -> Request:
     """The request of a run.
 

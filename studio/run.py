@@ -20,7 +20,7 @@ from studio.delivery import deliver
 from studio.edit import check_source, own_source
 from studio.engine import Engine, optimised
 from studio.events import Event, Failed, Finished, Stopped, Warned, Working
-from studio.folder import DiskFull, RunError, RunFolder, read_request
+from studio.folder import DiskFull, RunError, RunFolder, in_words, read_request
 from studio.guard import NonFiniteError
 from studio.loaded import loaded_prior
 from studio.memory import downs_of, is_out_of_memory, thrifty
@@ -30,6 +30,7 @@ from studio.paths import resolve_prior
 from studio.prior_check import memory_warnings
 from studio.prior_options import PriorOptions
 from studio.prior_stamp import record, stamp
+from studio.prior_trial import fault_of
 from studio.request import Request, check
 from studio.second_prior import second_prior_of
 from studio.stages import Stages
@@ -186,7 +187,9 @@ def _in_words(problem: Exception, folder: Path) -> RunError | None:
             f"Out of memory ({str(problem).splitlines()[0]}). What helps: a smaller prior, another device, smaller "
             f"--export numbers, or ending other programs. Go on with: studio resume {folder}"
         )
-    return RunError(str(problem)) if isinstance(problem, NonFiniteError | OSError | ValueError) else None
+    if isinstance(problem, OSError):
+        return RunError(in_words(problem))
+    return RunError(str(problem)) if isinstance(problem, NonFiniteError | ValueError) else None
 
 
 def carry_out(
@@ -210,7 +213,12 @@ def carry_out(
     source = None if request.task is None else own_source(home.path, request.task, device)
     stages = Stages.of(request, prior, source, team)
     timing = Timing()
-    made = yield from optimised(Engine(request, home.path, stages, timing), team.agreed(stop))
+    try:
+        made = yield from optimised(Engine(request, home.path, stages, timing), team.agreed(stop))
+    except NonFiniteError as problem:
+        if fault := fault_of(prior):
+            raise RunError(f"{problem}. {fault}") from problem
+        raise
     if made is None or not team.leads:
         return
     seconds = {"optimise": round(time.perf_counter() - began, 2)}

@@ -12,7 +12,7 @@ from studio.arguments import Devices, MaybeName, MaybeNames, MaybeNumber, MaybeN
 from studio.bench_options import Bench
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.events import Event
-from studio.folder import FolderTaken, RunError, free_name, read_request
+from studio.folder import FolderTaken, RunError, free_name, in_words, read_request
 from studio.options import Edit, Generate, UsageError, build_edit, build_request, with_knobs
 from studio.recipes import RECIPES
 from studio.request import Request, check
@@ -248,15 +248,6 @@ def _follow(events: Any, as_json: bool) -> int:
         return complain(str(problem), FAILED)
     except OSError as problem:
         return complain(in_words(problem), FAILED)
-
-
-def in_words(problem: OSError) -> str:
-    """What went wrong with a file, for people."""
-    if isinstance(problem, PermissionError) and problem.filename:
-        return f"No right to use {problem.filename}."
-    if problem.errno is None:  # one of ours, in words already
-        return str(problem)
-    return f"{problem.strerror}: {problem.filename}" if problem.filename else str(problem)
 
 
 def complain(text: str, status: int) -> int:

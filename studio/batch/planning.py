@@ -149,11 +149,14 @@ def _refuse_long(items: Sequence[Wanted], template: Request) -> None:
 
 
 def _refuse_names(items: Sequence[Wanted]) -> None:
-    """Two lines may not ask for the same name; one line that stands for several has them numbered."""
+    """Two lines may not ask for the same name, which some disks take ``A`` and ``a`` for; one line that stands for
+    several has them numbered.
+    """
     lines: dict[str, str] = {}
     for item in items:
-        if item.name and lines.setdefault(item.name, item.where) != item.where:
-            raise UsageError(f"{item.where}: the name {item.name!r} is given already, in {lines[item.name]}.")
+        if item.name and lines.setdefault(item.name.lower(), item.where) != item.where:
+            first = lines[item.name.lower()]
+            raise UsageError(f"{item.where}: the name {item.name!r} is given already, in {first}.")
 
 
 def _objections(requests: Sequence[Request], items: Sequence[Wanted]) -> Iterator[str]:

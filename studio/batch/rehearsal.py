@@ -14,7 +14,7 @@ from studio.batch.agreement import Agreement, agree, settings_in_words
 from studio.batch.engines import devices_of
 from studio.batch.options import Batch
 from studio.batch.planning import Draft, content_key
-from studio.batch.settling import jobs_by_name, planned
+from studio.batch.settling import counted_items, jobs_by_name, planned
 from studio.batch.showing import in_hours, say
 from studio.cli import OK
 from studio.estimate import Estimate, estimate
@@ -100,7 +100,7 @@ def _table(agreed: Agreement, states: dict[str, str]) -> Table:
 def _words(agreed: Agreement, drawn: Draft, states: dict[str, str], home: Path) -> Iterator[str]:
     counts = Counter(states[item.name] for item in _now(agreed))
     known = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    yield f"{len(agreed.current):,} items in {home}: {known}."
+    yield f"{counted_items(len(agreed.current))} in {home}: {known}."
     if drawn.duplicates:
         yield f"{drawn.duplicates:,} said twice (the same prompt, seed and settings) are made once."
     if agreed.dropped:

@@ -90,7 +90,8 @@ def _drop(store: Store, agreed: Agreement, known: dict[str, Job]) -> Iterator[st
             store.clear(job.id)
     if gone:
         made = sum(job.state == "done" for job in gone)
-        yield f"{_items(len(gone))} no longer in the file: {made} made earlier, which stay; the others are not made."
+        count = counted_items(len(gone))
+        yield f"{count} no longer in the file: {made} made earlier, which stay; the others are not made."
 
 
 def _take_up(store: Store, agreed: Agreement, known: dict[str, Job], retry: bool) -> Iterator[str]:
@@ -100,7 +101,7 @@ def _take_up(store: Store, agreed: Agreement, known: dict[str, Job], retry: bool
         store.release_queue()
         yield f"The queue was held; it goes on. {reason}".strip()
     if off := len(agreed.current - known.keys()):
-        yield f"{_items(off)} that somebody took off the list; delete their folders to make them anew."
+        yield f"{counted_items(off)} that somebody took off the list; delete their folders to make them anew."
     current = [job for name, job in known.items() if name in agreed.current]
     rests = [job for job in current if job.state in ("failed", "cancelled", "paused")]
     again = [job for job in rests if retry or (job.state == "failed" and job.attempts < agreed.plan.limit)]
@@ -111,8 +112,9 @@ def _take_up(store: Store, agreed: Agreement, known: dict[str, Job], retry: bool
     for state, words in (("failed", "left aside"), ("cancelled", "cancelled"), ("paused", "paused")):
         left = [job for job in rests if job.state == state and job not in again]
         if left:
-            yield f"{_items(len(left))} {words} earlier: --retry-failed takes them up again."
+            yield f"{counted_items(len(left))} {words} earlier: --retry-failed takes them up again."
 
 
-def _items(count: int) -> str:
+def counted_items(count: int) -> str:
+    """E.g. "1 item", "3 items"."""
     return f"{count:,} item" if count == 1 else f"{count:,} items"

@@ -61,6 +61,7 @@ def test_prompts_are_data() -> None:
         ("prompt,recipe\na,drft", ".csv", "f, line 2: No recipe 'drft'; did you mean 'draft'?"),
         ("prompt,steps\na,0", ".csv", "f, line 2: --steps must be 1 or more"),
         ("prompt,name\na,x\nb,x", ".csv", "f, line 3: the name 'x' is given already, in f, line 2."),
+        ("prompt,name\na,X\nb,x", ".csv", "f, line 3: the name 'x' is given already, in f, line 2."),
         ("prompt,seed\na,9223372036854775808", ".csv", "f, line 2: the seed 9223372036854775808 is too large"),
         ("prompt,method\na,DDS", ".csv", "f, line 2: DDS changes an object that is there already"),
     ],

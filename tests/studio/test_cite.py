@@ -22,6 +22,7 @@ from studio.cite import bibliography, cited
 from studio.cli import BAD_USAGE, OK, run
 from studio.codec import encode, members
 from studio.events import Exported, Stepped
+from studio.prior_options import PriorOptions
 from studio.request import Regularizers, Request, Stage
 from studio.run import run_request
 
@@ -100,6 +101,7 @@ CFG, FIELD, CLOUD = {"2207.12598"}, {"2201.05989", "2112.05131"}, {"2308.04079",
         (plain(ASD(weighting="dmd")), {"2407.02040", "2311.18828", "2405.14867"} | CFG | FIELD),
         (plain(ASD(), view_prompts="perp_neg"), {"2407.02040", "2304.04968"} | CFG | FIELD),
         (plain(ASD(), debug_every=3), {"2407.02040", "2312.02189"} | CFG | FIELD),
+        (plain(ASD(), prior_options=PriorOptions(one_pass="own")), {"2407.02040", "2503.07274"} | CFG | FIELD),
     ],
 )
 def test_a_run_cites_what_it_used_and_nothing_else(request_: Request, numbers: set[str]):
