@@ -139,7 +139,7 @@ def settings(folder: Path) -> dict[str, Any]:
 def listed(folder: Path, pipeline: str | None) -> dict[str, Any]:
     """Library and class of every part that a folder's prior uses; of those beside them that extend it, too."""
     if pipeline is None:
-        if (folder / "transformer").is_dir():
+        if any((folder / name).is_dir() for name in ("transformer", "text_encoder_2")):
             refuse(folder, "its model_index.json is missing, which says what its parts are")
         return {name: entry for name, entry in _BARE.items() if name != "vae" or (folder / name).is_dir()}
     found = {name: entry for name, entry in read_index(folder).items() if name not in _UNUSED and _names_class(entry)}

@@ -15,6 +15,8 @@ from studio.toybox.views import look_from
 from tests.priors.tiny import FAMILIES, write_family
 
 torch.set_num_threads(1)
+Copied = Callable[[str], Path]
+"""Copies the folder of a family, to be damaged."""
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +33,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture
-def copied(folder_of: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+def copied(folder_of: Callable[[str], Path], tmp_path: Path) -> Copied:
     """A family's folder that may be damaged."""
     return lambda name: Path(shutil.copytree(folder_of(name), tmp_path / name))
 

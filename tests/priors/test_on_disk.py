@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,10 @@ from studio.prior_check import available, examine_prior, memory_warnings
 from studio.prior_options import PriorOptions, option_problems, resource_problems
 from studio.prior_stamp import as_on_disk, record, stamp, weights_of
 from studio.request import Stage
+from tests.priors.conftest import Copied
 from tests.priors.one_file import write_one_file
 
 SD, CPU = "stable_diffusion", torch.device("cpu")
-Copied = Callable[[str], Path]
 
 
 def alter(folder: Path, part: str = "unet") -> Path:

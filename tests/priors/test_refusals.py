@@ -16,10 +16,10 @@ from guidance.prior_folder import MissingPriorError, read_hints
 from guidance.priors.extensions import Extensions, parse_lora
 from guidance.priors.loading import pipeline_of
 from guidance.priors.weights import damage, variant_of, weight_files
+from tests.priors.conftest import Copied
 from tests.priors.one_file import write_one_file
 
 SD = "stable_diffusion"
-Copied = Callable[[str], Path]
 
 
 def change(file: Path, **settings: Any) -> None:
@@ -184,8 +184,9 @@ def test_hints_that_make_no_sense_are_refused(hints: Any, words: str, tmp_path: 
         read_hints(tmp_path)
 
 
-def test_a_folder_without_an_index_says_so(copied: Copied):
-    folder = copied("flux")
+@pytest.mark.parametrize("family", ["flux", "stable_diffusion_xl"])
+def test_a_folder_without_an_index_says_so(family: str, copied: Copied):
+    folder = copied(family)
     (folder / "model_index.json").unlink()
     with pytest.raises(MissingPriorError, match=r"its model_index.json is missing"):
         load(folder)
