@@ -31,7 +31,6 @@ from studio.prior_check import memory_warnings
 from studio.prior_options import PriorOptions
 from studio.prior_stamp import record, stamp
 from studio.prior_trial import fault_of
-from studio.prior_trial import fault_of
 from studio.request import Request, check
 from studio.second_prior import second_prior_of
 from studio.stages import Stages
@@ -215,12 +214,7 @@ def carry_out(
     stages = Stages.of(request, prior, source, team)
     timing = Timing()
     try:
-        try:
         made = yield from optimised(Engine(request, home.path, stages, timing), team.agreed(stop))
-    except NonFiniteError as problem:
-        if fault := fault_of(prior):
-            raise RunError(f"{problem}. {fault}") from problem
-        raise
     except NonFiniteError as problem:
         if fault := fault_of(prior):
             raise RunError(f"{problem}. {fault}") from problem
