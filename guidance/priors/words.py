@@ -82,7 +82,7 @@ class ClipWords:
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, without the marks at its ends."""
-        return len(self.tokenizer(prompt, add_special_tokens=False).input_ids)
+        return len(self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "n t d"]:
         """Embeddings in float32; what exceeds the length is cut off."""

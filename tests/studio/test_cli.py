@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import Task, TaskID
 
+from guidance.diffusers_prior import DiffusersPrior
 from studio.cli import BAD_USAGE, FAILED, OK, VERBS, main, run
 from studio.console import _Elapsed, show
 from studio.events import Finished, Started, Stepped
@@ -210,3 +211,9 @@ def test_a_terminal_without_unicode_shows_what_it_can(monkeypatch):
         main([])
     sys.stdout.flush()
     assert end.value.code == OK and written.getvalue() == b"a m\\xfcg \\u2026\n"
+
+
+def test_counting_the_tokens_of_a_long_prompt_warns_of_no_indexing_errors(tiny_prior, monkeypatch):
+    said = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: said.append(words))
+    assert DiffusersPrior.load(tiny_prior, "cpu").count_tokens("a " * 200) == 200 and not said
