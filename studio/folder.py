@@ -62,7 +62,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self._lock: int | None = None
-        self._last_step = 0.0
+        self._last_step = float("-inf")
 
     @classmethod
     def create(cls, path: Path, request: Request) -> "RunFolder":
@@ -118,12 +118,12 @@ class RunFolder:
 
     def record(self, event: Event) -> None:
         """Append an event to ``events.jsonl``; of steps, one a second. The record must never stop the work."""
-        now = time.time()
         if isinstance(event, Stepped):
+            now = time.monotonic()  # a clock that is set back must not silence the record
             if now - self._last_step < _RECORD_EVERY:
                 return
             self._last_step = now
-        line = json.dumps({"time": round(now, 3), **plain(event)})
+        line = json.dumps({"time": round(time.time(), 3), **plain(event)})
         try:
             _append(self.path / "events.jsonl", line.encode() + b"\n")
         except OSError:

@@ -217,3 +217,12 @@ def test_counting_the_tokens_of_a_long_prompt_warns_of_no_indexing_errors(tiny_p
     said = []
     monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: said.append(words))
     assert DiffusersPrior.load(tiny_prior, "cpu").count_tokens("a " * 200) == 200 and not said
+
+
+def test_a_clock_that_is_set_back_does_not_silence_the_record(tiny, tmp_path, monkeypatch):
+    home, step = RunFolder.create(tmp_path / "run", tiny), Stepped(0, 1, 1, 9, torch.tensor(1.0), {})
+    monkeypatch.setattr("studio.folder._RECORD_EVERY", 0.0)
+    home.record(step)
+    monkeypatch.setattr("studio.folder.time.time", lambda: 1.0)
+    home.record(step)
+    assert (home.path / "events.jsonl").read_text().count("Stepped") == 2
