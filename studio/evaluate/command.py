@@ -120,11 +120,13 @@ class Pace:
 
     def left(self, work: Iterable[Job]) -> str:
         """Words for the time that ``work`` will take; of a contender not yet seen, as long as the mean of the rest."""
-        every = [s for known in self.seconds.values() for s in known]
-        if not every:
+        every, work = [s for known in self.seconds.values() for s in known], list(work)
+        if not every or not work:
             return ""
         known = {label: sum(took) / len(took) for label, took in self.seconds.items()}
         minutes = sum(known.get(job.contender.label, sum(every) / len(every)) for job in work) / 60
+        if minutes < 1:
+            return "less than a minute left"
         return f"about {minutes:.0f} min left" if minutes < 90 else f"about {minutes / 60:.1f} h left"
 
 
@@ -181,7 +183,8 @@ def _words(record: Record, was_there: bool, left: str) -> str:
     if "quality" not in record:
         return f"{name}: {record['error']}"
     figures = f"quality {record['quality']:.3f}, IoU {record['iou']:.3f}, colour error {record['colour_error']:.3f}"
-    after = "was there" if was_there else f"{record['evaluations']} evaluations in {record['seconds']:.0f} s; {left}"
+    after = "was there" if was_there else f"{record['evaluations']} evaluations in {record['seconds']:.0f} s"
+    after += f"; {left}" if left and not was_there else ""
     return f"{name}: {figures}; {record['error'] or after}"
 
 

@@ -14,7 +14,7 @@ from studio.cameras import Orbit
 from studio.cli import BAD_USAGE, FAILED, OK, SOME_FAILED, run
 from studio.codec import encode
 from studio.evaluate import command, protocol, sources
-from studio.evaluate.command import Plan, make_plan, show
+from studio.evaluate.command import Pace, Plan, make_plan, show
 from studio.evaluate.contenders import Contender, contenders, draft
 from studio.evaluate.protocol import EDIT_SHARE, EMPTY
 from studio.evaluate.trial import MARKS
@@ -266,3 +266,12 @@ def test_prompts_without_a_truth_are_refused(capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red cube\n\na red elefant\n")
     assert run(["evaluate", "--prompts", str(tmp_path / "prompts.txt")]) == BAD_USAGE
     assert "names no object of the toybox" in capsys.readouterr().err
+
+
+def test_the_time_left_is_said_while_there_is_something_left():
+    (one, other), pace = protocol.jobs(contenders(["SDS", "VSD"], []), ["a red cube"], [0], 8), Pace()
+    assert pace.left([one]) == ""
+    pace.add(one, 20.0)
+    assert pace.left([other]) == "less than a minute left" and pace.left([]) == ""
+    pace.add(other, 600.0)
+    assert pace.left([one, other]) == "about 10 min left"
