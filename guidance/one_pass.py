@@ -78,12 +78,12 @@ class OnePassAdapter(nn.Module):
         Raises:
             OSError: the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         # A single entry: safetensors writes several in any order, and the same adapter is to be the same file.
         notes = {_KIND: json.dumps({"format": FORMAT, **about})}
         tensors = {name: value.detach().half().cpu().contiguous() for name, value in self._named().items()}
-        save_file(tensors, file, notes)
+        file.write_bytes(save(tensors, notes))  # its own writing of files leaves them to their owner alone
 
     @torch.no_grad()
     def begin_with(self, file: Path) -> None:

@@ -288,6 +288,8 @@ def save_prior(
         scheduler.save_pretrained(partial / "scheduler")
         _write_json(partial / "model_index.json", _index({**models, "tokenizer": tokenizer, "scheduler": scheduler}))
         _write_json(partial / HINTS_FILE, {"format": FORMAT, **hints})
+        for weights in partial.rglob("*.safetensors"):  # which safetensors leaves to their owner alone
+            weights.chmod((partial / HINTS_FILE).stat().st_mode)
         _flush(partial)
         _swap(partial, folder)
     finally:

@@ -280,6 +280,11 @@ def test_bad_hints_are_not_written(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_are_open_to_whom_the_rest_is(toy_folder: Path):
+    modes = {file.stat().st_mode for file in toy_folder.rglob("*") if file.is_file()}
+    assert len(modes) == 1
+
+
 def test_a_failed_save_leaves_the_old_prior(toy_folder: Path, tmp_path: Path, monkeypatch):
     folder = Path(shutil.copytree(toy_folder, tmp_path / "prior"))
     unet, text_encoder, words, schedule = toy_parts()

@@ -218,6 +218,15 @@ def test_other_files_are_refused(toy_folder: Path, toy_prior: DiffusersPrior, tm
             DiffusersPrior.load(toy_folder, "cpu", one_pass=other)
 
 
+def test_the_same_adapter_is_the_same_file_open_to_all(toy_prior: DiffusersPrior, tmp_path: Path):
+    files = [tmp_path / name for name in ("one.safetensors", "two.safetensors", "plain")]
+    for file in files[:2]:
+        learnt(toy_prior.network).write(file, {"prior": "toy", "date": "today", "of": 7})
+    files[2].touch()
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert len({file.stat().st_mode for file in files}) == 1
+
+
 def test_that_of_another_network_is_refused(toy_prior: DiffusersPrior, diffusion_folder: Path, tmp_path: Path):
     learnt(toy_prior.network).write(tmp_path / "toy.safetensors", {})
     with pytest.raises(ValueError, match="of another network"):
