@@ -13,6 +13,8 @@ Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...", help_behavi
 """Any number of files, as texts; none without it."""
 Devices = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DEVICE ...", help_behavior_hint="")]
 """Any number of devices; none without it."""
+Folders = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER ...", help_behavior_hint="")]
+"""Any number of folders; none without it."""
 MaybeName = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 MaybeText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 MaybeNames = Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]

@@ -1,12 +1,12 @@
 """Options of ``studio bench``."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import tyro
 
 from guidance.priors.resources import Resources
+from studio.arguments import MaybeNumber, MaybePath, Texts
 
 Method = Literal["SDS", "VSD"]
 """A method without a critic, and one with a critic."""
@@ -16,11 +16,11 @@ Method = Literal["SDS", "VSD"]
 class PriorTiming:
     """How iterations with a prior are timed; for --prior alone."""
 
-    pixels: int | None = None
+    pixels: MaybeNumber = None
     """Pixels a side that the prior is to see; none: as it was trained."""
     views: int = 1
     """Views of an iteration."""
-    at_once: int | None = None
+    at_once: MaybeNumber = None
     """Most pictures in a pass through the prior; none: all."""
     methods: tuple[Method, ...] = get_args(Method)
     """Methods to time."""
@@ -45,7 +45,7 @@ class Bench:
     Exit status 1 if a ratio is under its gate, or a prior was left out.
     """
 
-    json: Path | None = None
+    json: MaybePath = None
     """File for the figures, with the machine and the date."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
@@ -53,7 +53,7 @@ class Bench:
     """Only cases whose name holds this, e.g. "hash" or "64 px"."""
     quick: bool = False
     """Half a second a case and no plain-torch form that takes longer: for a first look."""
-    prior: tuple[str, ...] = ()
+    prior: Texts = ()
     """Priors in place of the kernels: sd15, sd21, sdxl, if-xl, sd35-medium, flux-schnell or flux-dev at its true size
     with random weights, which need no download and are as fast as the published ones; or folders, with their own."""
     timing: Annotated[PriorTiming, tyro.conf.arg(name="")] = field(default=PriorTiming())

@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from studio.arguments import Folders, MaybeNumber, MaybeSize, MaybeText
 from studio.cli import BAD_USAGE, OK
 
 
@@ -21,17 +22,17 @@ class Ui:
 
     host: str = "127.0.0.1"
     """Address to listen on. Any other than this machine's own needs a password."""
-    port: int | None = None
+    port: MaybeNumber = None
     """Port to listen on; the first free one from 7860 without it."""
     runs: Path = Path("runs")
     """Folder of the runs and of the queue."""
     device: tuple[str, ...] = ("auto",)
     """Devices that work, each with a worker of its own: auto, cpu, cuda, cuda:1, ..."""
-    priors: tuple[Path, ...] = ()
+    priors: Folders = ()
     """Folders whose folders are priors to choose from, in diffusers' layout."""
-    quota: str | None = None
+    quota: MaybeSize = None
     """Most that the runs may take of the disk, e.g. 20GB; the oldest previews go first, and never an asset."""
-    auth: str | None = None
+    auth: MaybeText = None
     """NAME:PASSWORD that the page asks for; better in the environment as DREAMKILN_AUTH, which no list shows."""
 
 

@@ -23,6 +23,7 @@ from guidance.distillation import Distillation, measure, refuse_other_priors
 from guidance.one_pass import one_pass_notes
 from guidance.prior_folder import MissingPriorError
 from guidance.priors.resources import Kind, Resources
+from studio.arguments import MaybeNumber, MaybePath
 from studio.bench import wait
 from studio.cameras import Orbit
 from studio.cli import BAD_USAGE, FAILED, OK
@@ -46,15 +47,15 @@ class DistillGuidanceOptions:
     """How it is trained."""
     prior: str = BUNDLED_PRIOR
     """Name, folder or file of the prior: a U-Net that words, and perhaps a camera, prompt."""
-    prompts: Path | None = None
+    prompts: MaybePath = None
     """File of prompts, one a line: hundreds, of the kind that will be asked for. The bundled prior needs none."""
     work: Path = Path("distillation")
     """Folder of the training: settings and checkpoints."""
     out: Path = Path("distillation/one_pass.safetensors")
     """File to write."""
-    begin_with: Path | None = None
+    begin_with: MaybePath = None
     """File of an adapter of the same rank whose weights a new training starts from."""
-    resolution: int | None = None
+    resolution: MaybeNumber = None
     """Pixels a side; none: as the prior was trained."""
     dtype: Kind = "auto"
     """What the network computes in."""

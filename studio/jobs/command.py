@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from studio.arguments import MaybeNumber, MaybeSize
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.jobs.terminal import asked_to_stop, printable
 from studio.verbs import complain, in_words
@@ -31,10 +32,10 @@ class Worker:
     """auto, cpu, cuda, cuda:1, ...; each device has room for one worker."""
     until_empty: bool = False
     """End when nothing is queued any more, instead of waiting for more."""
-    quota: str | None = None
+    quota: MaybeSize = None
     """Disk that the folder of the runs may take, e.g. 20GB. What is least missed goes first: old previews, then debug
     pictures, then earlier checkpoints of finished runs; never a result. When that is not enough, the queue is held."""
-    parent: int | None = None
+    parent: MaybeNumber = None
     """Id of the process to end with."""
 
 
@@ -58,7 +59,10 @@ class Jobs:
     """Of a job; its first digits do, if no other begins like it."""
     runs: Path = Path("runs")
     """Folder of the runs and of the store."""
-    state: tuple[Literal["queued", "running", "paused", "done", "failed", "cancelled"], ...] = ()
+    state: Annotated[
+        tuple[Literal["queued", "running", "paused", "done", "failed", "cancelled"], ...],
+        tyro.conf.arg(help_behavior_hint=""),
+    ] = ()
     """Only jobs in these states."""
     search: str = ""
     """Only jobs whose prompt, folder, batch or id holds every word of this."""

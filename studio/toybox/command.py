@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from guidance.prior_folder import MissingPriorError
+from studio.arguments import MaybePath
 from studio.checkpoints import Checkpoints, write_atomically
 from studio.cli import BAD_USAGE, FAILED, OK
 from studio.codec import decode, encode
@@ -48,7 +49,7 @@ class TrainPriorOptions:
     """Folder of the training: settings, log, checkpoints."""
     out: Path = Path("training/toybox-64")
     """Folder to write the finished prior to, replacing the prior that is there; for `studio generate --prior`."""
-    begin_with: Path | None = None
+    begin_with: MaybePath = None
     """Folder of a released prior whose weights a new training starts from; it must be of the same network."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
