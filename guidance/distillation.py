@@ -27,7 +27,7 @@ LEVELS = {"low": (0.0, 0.3), "middle": (0.3, 0.7), "high": (0.7, 1.0)}
 
 @dataclass(frozen=True)
 class Distillation:
-    """How guidance is distilled; the defaults made the bundled prior's adapter."""
+    """How guidance is distilled; the defaults made the bundled prior's adapter, which then learnt on."""
 
     steps: int = 4000
     """Of the student."""
