@@ -218,11 +218,12 @@ def random_parts(
     network, vae = (None if model is None else _filled(model, device) for model in on_meta(published, dtype))
     kind, settings = published.scheduler
     words = RandomWords(*published.words)
+    hidden = words.width // 2 if "XL" in published.pipeline else words.width  # there, those of two encoders are joined
     components = {
         "unet" if published.network.startswith("UNet") else "transformer": network,
         "vae": vae,
         "scheduler": getattr(diffusers, kind)(num_train_timesteps=1000, **settings),
-        **{f"text_encoder{n}": _NoEncoder(words.pooled) for n in ("", "_2", "_3")},
+        **{f"text_encoder{n}": _NoEncoder(hidden, words.width, words.pooled) for n in ("", "_2", "_3")},
         **{f"tokenizer{n}": _NoTokenizer() for n in ("", "_2", "_3")},
     }
     plan = Plan(device, resources, default_hints(), pixels)
@@ -261,9 +262,9 @@ class RandomWords:
 class _NoEncoder(nn.Module):
     """What a pipeline asks its text encoders for, without any."""
 
-    def __init__(self, pooled: int) -> None:
+    def __init__(self, hidden: int, width: int, pooled: int) -> None:
         super().__init__()
-        self.config = SimpleNamespace(hidden_size=pooled, projection_dim=pooled)
+        self.config = SimpleNamespace(hidden_size=hidden, d_model=width, projection_dim=pooled)
 
 
 class _NoTokenizer:

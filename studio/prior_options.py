@@ -93,7 +93,10 @@ def _picture_problems(image: str, folder: Path) -> list[str]:
     """What is wrong with a picture that prompts, or with having none; its pixels are not read."""
     from PIL import Image, UnidentifiedImageError
 
-    by_picture = pipeline_of(folder) == ""
+    try:
+        by_picture = pipeline_of(folder) == ""
+    except MissingPriorError:  # said where the prior is looked for
+        return []
     if not image:
         return ["This prior is told by a picture, not by words; name one with --image FILE."] if by_picture else []
     if not Path(image).is_file():

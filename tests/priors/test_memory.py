@@ -214,7 +214,7 @@ def request_for(folder: Path, method: Any = SDS()) -> Request:  # noqa: B008 -- 
 def test_a_run_is_told_before_that_its_prior_will_not_fit(folder_of, monkeypatch: pytest.MonkeyPatch):
     cpu, request = torch.device("cpu"), request_for(folder_of("stable_diffusion_3"))
     assert prior_check.memory_warnings(request, cpu) == []
-    monkeypatch.setattr(prior_check, "free_memory", lambda: 1000)
+    monkeypatch.setattr(prior_check, "available", lambda device: 1000)
     (words,) = prior_check.memory_warnings(request, cpu)
     assert f"views of {PIXELS} px" in words and "--prior-options.resolution 16; even then" in words
     assert "network-checkpointing" not in words and "offload" not in words
@@ -225,7 +225,7 @@ def test_the_advice_stops_where_it_suffices(folder_of, monkeypatch: pytest.Monke
     request = request_for(folder_of(SD))
     stages = (dataclasses.replace(request.stages[0], at_once=1),)
     enough = prior_check.peak_of(dataclasses.replace(request, stages=stages), torch.device("cpu"))
-    monkeypatch.setattr(prior_check, "free_memory", lambda: enough)
+    monkeypatch.setattr(prior_check, "available", lambda device: enough)
     (words,) = prior_check.memory_warnings(request, torch.device("cpu"))
     assert "What helps: --stages.0.at-once 1; with all of it" in words
 

@@ -326,6 +326,6 @@ def test_other_failures_keep_their_words(quick: Request, tmp_path: Path, monkeyp
         raise PermissionError(errno.EACCES, "Permission denied", "previews")
 
     monkeypatch.setattr("studio.export.pictures.save_png", refuse)
-    with pytest.raises(RunError, match="Permission denied") as caught:
+    with pytest.raises(RunError, match="No right to use previews") as caught:
         list(run_request(quick, tmp_path / "run", "cpu"))
     assert not isinstance(caught.value, DiskFull)
