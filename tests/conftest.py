@@ -1,5 +1,6 @@
 """What every test gets: checked shapes and types, few threads, fixed seeds, no network, and the Khronos validator."""
 
+import gc
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
@@ -20,6 +21,12 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: from here on the collector has only to look at what tests make."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
