@@ -68,17 +68,22 @@ def show(device: torch.device, only: str = "", quick: bool = False, file: Path |
     """Measure, print a table as it grows, write ``file`` if there is one; returns the exit status.
 
     Raises:
+        ValueError: no case is called so.
         OSError: the file cannot be written.
     """
     from rich.console import Console
 
     from studio.checkpoints import write_atomically
 
+    every = (*gaussian_cases(), *hash_cases(), *step_cases())
+    cases = [case for case in every if only in f"{case.group}: {case.name}"]
+    if not cases:
+        groups = ", ".join(dict.fromkeys(case.group for case in every))
+        raise ValueError(f"No case has {only!r} in its name; the groups are {groups}.")
     console = Console(width=150)
     about = machine(device)
     console.print(", ".join(f"{name} {value}" for name, value in about.items()), markup=False)
     rows = []
-    cases = [c for c in (*gaussian_cases(), *hash_cases(), *step_cases()) if only in f"{c.group}: {c.name}"]
     for row in measure(cases, device, HASTE if quick else PATIENCE):
         if not rows or rows[-1].group != row.group:
             console.print(f"\n{row.group}", style="bold", markup=False)

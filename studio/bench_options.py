@@ -52,7 +52,7 @@ class Bench:
     only: str = ""
     """Only cases whose name holds this, e.g. "hash" or "64 px"."""
     quick: bool = False
-    """Half a second a case and no plain-torch form that takes longer: for a first look."""
+    """Half a second for each form of a case, or one run where that takes longer: for a first look."""
     prior: Texts = ()
     """Priors in place of the kernels: sd15, sd21, sdxl, if-xl, sd35-medium, flux-schnell or flux-dev at its true size
     with random weights, which need no download and are as fast as the published ones; or folders, with their own."""

@@ -163,6 +163,8 @@ def bench(arguments: list[str]) -> int:
         from studio.bench import show
 
         return show(device, options.only, options.quick, options.json)
+    except ValueError as problem:
+        return complain(str(problem), BAD_USAGE)
     except OSError as problem:
         return complain(in_words(problem), FAILED)
 

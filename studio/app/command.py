@@ -60,12 +60,14 @@ def ui(arguments: list[str]) -> int:
 
 
 def _serve(options: Ui) -> None:
-    from studio.app.form import listed_priors
+    from studio.app.form import listed_priors, require_priors
     from studio.app.server import launch
     from studio.jobs.quota import bytes_of
     from studio.jobs.supervisor import Workers
     from studio.run import choose_device
 
+    for root in options.priors:
+        require_priors(root)
     home = options.runs.absolute()
     home.mkdir(parents=True, exist_ok=True)
     for device in options.device:

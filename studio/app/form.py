@@ -68,6 +68,18 @@ def listed_priors(roots: tuple[Path, ...] = ()) -> dict[str, str]:
     return found
 
 
+def require_priors(root: Path) -> None:
+    """Refuse a folder in which there is no prior to choose.
+
+    Raises:
+        ValueError: what to name in its place.
+    """
+    if holds_prior(root):
+        raise ValueError(f"{root} is a prior; name the folder that it lies in: --priors {root.absolute().parent}")
+    if len(listed_priors((root,))) == 1:
+        raise ValueError(f"{root} holds no folder that is a prior, in diffusers' layout, to choose from")
+
+
 def prior_name(prior: str, priors: Mapping[str, str]) -> str | None:
     """The listed name of a request's prior; None if it is not listed."""
     by_path = {path: name for name, path in priors.items()}

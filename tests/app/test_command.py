@@ -20,6 +20,7 @@ from studio.cli import BAD_USAGE, run
         (["--auth", "nobody"], "NAME:PASSWORD"),
         (["--quota", "plenty"], "no amount of disk"),
         (["--device", "gpu7"], "no device 'gpu7'"),
+        (["--priors", "nowhere"], "nowhere holds no folder that is a prior"),
     ],
 )
 def test_refusals(

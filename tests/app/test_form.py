@@ -17,6 +17,7 @@ from studio.app.form import (
     listed_priors,
     objections,
     request_of,
+    require_priors,
     settings_text,
     wanted,
 )
@@ -104,6 +105,15 @@ def test_priors_are_folders_right_below_a_root(tiny_prior: Path, tmp_path: Path)
         "toybox-64": "toybox-64",
         "linked": str(tiny_prior.resolve()),
     }
+
+
+def test_a_root_without_priors_is_refused(tiny_prior: Path, tmp_path: Path) -> None:
+    require_priors(tiny_prior.parent)
+    with pytest.raises(ValueError, match=f"--priors {tiny_prior.parent}$"):
+        require_priors(tiny_prior)
+    for root in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ValueError, match="holds no folder that is a prior"):
+            require_priors(root)
 
 
 # Shell commands -------------------------------------------------------------------------------------------------------

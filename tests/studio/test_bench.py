@@ -8,7 +8,7 @@ import torch
 
 from studio import bench
 from studio.bench_cases import Case, blob, gaussian_cases, hash_cases, step_cases
-from studio.cli import FAILED, OK, run
+from studio.cli import BAD_USAGE, FAILED, OK, run
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,11 @@ def test_blobs_are_as_opaque_as_asked():
 def test_the_smallest_real_case_runs_on_every_backend_there_is(capsys):
     assert run(["bench", "--only", "5k @ 64 px, 1 view, opaque", "--quick"]) == OK
     assert "reference" in capsys.readouterr().out
+
+
+def test_a_name_of_no_case_is_refused(capsys):
+    assert run(["bench", "--only", "zork"]) == BAD_USAGE
+    assert "No case has 'zork' in its name; the groups are" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_iteration_says_how_much_of_it_the_prior_takes():
