@@ -45,10 +45,18 @@ def address(made: Path, tiny_prior: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def running() -> "Iterator[Browser]":
+def browsing() -> "Iterator[Browser]":
     """A browser."""
     with browser() as found:
         yield found
+
+
+@pytest.fixture
+def running(browsing: "Browser") -> "Iterator[Browser]":
+    """The same, with no page left open: one asks its server for news for as long as it is."""
+    yield browsing
+    for context in browsing.contexts:
+        context.close()
 
 
 @pytest.fixture
