@@ -10,7 +10,7 @@ from studio.app.service import Run, Service
 from studio.app.shelf import Shelf
 from studio.app.showing import model, picture
 from studio.app.viewing import MESH, SHEET, TURNTABLE, entry, view_file
-from studio.app.widgets import PRIVATE, html
+from studio.app.widgets import PRIVATE, QUIET, html
 from studio.app.words import result_words
 
 _MOST = 200
@@ -48,7 +48,7 @@ class Comparing:
 def build_comparing(service: Service, shelf: Shelf) -> Comparing:
     """Draw the tab."""
     view = gr.Radio(_VIEWS, value=TURNTABLE, show_label=False, container=False, elem_id="dk-compare-view")
-    picks, sides = [], []
+    picks, sides, wanted = [], [], []
     with gr.Row(elem_id="dk-compare"):
         for letter in "AB":
             with gr.Column(min_width=300):
@@ -56,24 +56,32 @@ def build_comparing(service: Service, shelf: Shelf) -> Comparing:
                 pictures = picture(f"Result {letter}")
                 meshes = model(f"dk-model-{letter}", 380)
                 sides.append((pictures, meshes, html("", "dk-facts", js=_AGAIN.format(letter))))
+                wanted.append(gr.JSON([None, TURNTABLE], visible=False))
 
-    def show(ref: str | None, wanted: str) -> tuple[Any, Any, str]:
+    def show(pair: list[Any]) -> tuple[Any, Any, str]:
+        ref, view = pair
         run = service.find(ref or "")
         if run is None:
-            return gr.Image(None, visible=wanted != MESH), gr.Model3D(None, visible=wanted == MESH), ""
-        path = view_file(shelf, run, service.asked(run)[0], wanted)
-        mesh = wanted == MESH
+            return gr.Image(None, visible=view != MESH), gr.Model3D(None, visible=view == MESH), ""
+        path = view_file(shelf, run, service.asked(run)[0], view)
+        mesh = view == MESH
         image = gr.Image(None if mesh else path, visible=not mesh)
         return image, gr.Model3D(path if mesh else None, visible=mesh), _facts(service, run)
 
-    for pick, side in zip(picks, sides, strict=True):
-        gr.on([pick.change, view.change], show, [pick, view], list(side), concurrency_limit=8, **PRIVATE)
-
-        side[2].input(lambda: None, None, side[1], **PRIVATE).then(
-            show, [pick, view], list(side), concurrency_limit=8, **PRIVATE
-        )
+    # Each side answers to what it is to show alone; see ``page``: no event has two answers that wait.
+    asked = [view, *picks]
+    gr.on([piece.change for piece in asked], _pairs, asked, wanted, trigger_mode="always_last", **QUIET)
+    queued: dict[str, Any] = {"concurrency_limit": 8, **PRIVATE}
+    for pair, side in zip(wanted, sides, strict=True):
+        pair.change(show, pair, list(side), **queued)
+        side[2].input(lambda: None, None, side[1], **PRIVATE).then(show, pair, list(side), **queued)
 
     return Comparing(service, picks)
+
+
+def _pairs(view: str, *refs: str | None) -> list[list[str | None]]:
+    """What each side is to show: a run, and the view of it."""
+    return [[ref, view] for ref in refs]
 
 
 def _facts(service: Service, run: Run) -> str:

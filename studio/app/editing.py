@@ -30,11 +30,12 @@ class Editing:
     """The parts that the page wires."""
 
     service: Service
-    load: Callable[[str], Any]
-    """Draws the tab for a run."""
+    load: Callable[[str], dict[Any, Any]]
+    """Updates that draw the tab for a run."""
     outputs: list[Any]
     """Of ``load``."""
     fields: list[Any]
+    """The run that the tab is of, and all that a person can fill in."""
     button: gr.Button
 
     def submitted(self, showing: Any) -> None:
@@ -79,42 +80,52 @@ def build_editing(service: Service) -> Editing:
     button = gr.Button("Edit", variant="primary", elem_id="dk-edit", interactive=False)
     shell = html("", "dk-shell-box", js="dreamkiln.copying(element);")
     fields = [ref, prompt, method, steps, keep, inside, *sides]
+    boxed = gr.Textbox("", visible=False)
 
-    def load(shown: str) -> tuple[Any, ...]:
+    def load(shown: str) -> dict[Any, Any]:
         run = service.done(shown)
         try:
             groups = [] if run is None else groups_of(service.request(run))
         except RunError as problem:
-            return shown, bad(str(problem)), "", gr.CheckboxGroup(visible=False), gr.Button(interactive=False), ""
+            closed = {keep: gr.CheckboxGroup(visible=False), button: gr.Button(interactive=False)}
+            return {ref: shown, about: bad(str(problem)), prompt: "", **closed}
         words = "" if run is None else service.asked(run)[0]
-        about = f"Changes <b>{escape(words)}</b>; the result is a run of its own." if run else _NOT_YET
+        said = f"Changes <b>{escape(words)}</b>; the result is a run of its own." if run else _NOT_YET
         kept = gr.CheckboxGroup(groups, value=[], visible=len(groups) > 1)
-        return shown, quiet(about), words, kept, gr.Button(interactive=run is not None), ""
+        start = gr.Button(interactive=run is not None)
+        return {ref: shown, about: quiet(said), prompt: words, keep: kept, button: start}
 
-    def drawn(*values: Any) -> str:
-        run, change = _read(service, *values)
-        if run is None or not change.prompt.strip():
-            return ""
-        try:
-            return command(edit_command(run.folder, edit_request(run.folder, change), change.box))
-        except (RunError, ValueError) as problem:
-            return bad(str(problem))
+    def drawn(*values: Any) -> tuple[str, Any, Any, str]:
+        *filled, before = values
+        run, change = _read(service, *filled)
+        box = change.box
+        now = "" if run is None or box is None else f"{run.ref} {box}"
+        picture = gr.skip() if run is None or box is None or now == before else _overlay(service, run, box)
+        return _command(run, change), gr.Column(visible=box is not None), picture, now
 
-    def overlay(*values: Any) -> Any:
-        run, change = _read(service, *values)
-        if run is None or change.box is None:
-            return gr.skip()
-        try:
-            hints = read_hints(resolve_prior(service.request(run).prior))
-        except (RunError, UnknownPrior, MissingAsset, ValueError):  # said below the button
-            return gr.skip()
-        return boxed_views(run.folder, change.box[:3], change.box[3:], hints["distance"], hints["field_of_view"])
+    # One event for all, so that the last answer is that to the last question.
+    changes = [field.change for field in fields]
+    gr.on(changes, drawn, [*fields, boxed], [shell, region, views, boxed], trigger_mode="always_last", **QUIET)
+    return Editing(service, load, [ref, about, prompt, keep, button], fields, button)
 
-    changes = [field.change for field in fields[1:]]
-    gr.on(changes, drawn, fields, shell, trigger_mode="always_last", **QUIET)
-    inside.change(lambda on: gr.Column(visible=on), inside, region, **QUIET)
-    gr.on([ref.change, *(f.change for f in fields[5:])], overlay, fields, views, trigger_mode="always_last", **QUIET)
-    return Editing(service, load, [ref, about, prompt, keep, button, shell], fields, button)
+
+def _command(run: Run | None, change: Change) -> str:
+    """The same edit in a shell, or why it cannot be."""
+    if run is None or not change.prompt.strip():
+        return ""
+    try:
+        return command(edit_command(run.folder, edit_request(run.folder, change), change.box))
+    except (RunError, ValueError) as problem:
+        return bad(str(problem))
+
+
+def _overlay(service: Service, run: Run, box: Box) -> Any:
+    """A box on four views of a run."""
+    try:
+        hints = read_hints(resolve_prior(service.request(run).prior))
+    except (RunError, UnknownPrior, MissingAsset, ValueError):  # said below the button
+        return gr.skip()
+    return boxed_views(run.folder, box[:3], box[3:], hints["distance"], hints["field_of_view"])
 
 
 def _methods() -> list[tuple[str, str]]:

@@ -29,14 +29,15 @@ _NOT_YET = "Show a finished result; it can be exported here as often as you like
 class Exporting:
     """The parts that the page wires."""
 
-    load: Callable[[str], Any]
-    """Draws the tab for a run."""
+    load: Callable[[str], dict[Any, Any]]
+    """Updates that draw the tab for a run."""
     outputs: list[Any]
     """Of ``load``."""
 
 
 def build_exporting(service: Service, shelf: Shelf) -> Exporting:
     """Draw the tab."""
+    ref = gr.Textbox("", visible=False)
     about = html(quiet(_NOT_YET), "dk-about", js="")
     kind = gr.Dropdown(FORMATS, value="glb", label="Format")
     with gr.Row():
@@ -46,15 +47,14 @@ def build_exporting(service: Service, shelf: Shelf) -> Exporting:
     status = html("", "dk-status", js="")
     file = gr.File(label="Ready", interactive=False, visible=False, elem_id="dk-exported")
     shell = html("", "dk-shell-box", js="dreamkiln.copying(element);")
-    ref = gr.Textbox("", visible=False)
 
-    def load(shown: str) -> tuple[Any, ...]:
+    def load(shown: str) -> dict[Any, Any]:
         run = service.done(shown)
-        about = f"Exports <b>{escape(service.asked(run)[0])}</b>." if run else _NOT_YET
+        words = f"Exports <b>{escape(service.asked(run)[0])}</b>." if run else _NOT_YET
         start, nothing = gr.Button(interactive=run is not None), gr.File(visible=False)
-        return shown, quiet(about), start, nothing, "", said(shown, "glb")
+        return {ref: shown, about: quiet(words), button: start, file: nothing, status: ""}
 
-    def said(shown: str, kind: Any, faces: Any = None, texture: int | None = None) -> str:
+    def said(shown: str, kind: Any, faces: Any, texture: int | None) -> str:
         run = service.done(shown)
         try:
             return command(export_command(run.folder, *options(kind, faces, texture))) if run else ""
@@ -71,6 +71,6 @@ def build_exporting(service: Service, shelf: Shelf) -> Exporting:
             yield gr.Button(interactive=now.over), words, file
 
     chosen = [ref, kind, faces, texture]
-    gr.on([kind.change, faces.change, texture.change], said, chosen, shell, trigger_mode="always_last", **QUIET)
+    gr.on([field.change for field in chosen], said, chosen, shell, trigger_mode="always_last", **QUIET)
     button.click(export, chosen, [button, status, file], concurrency_limit=1, **PRIVATE)
-    return Exporting(load, [ref, about, button, file, status, shell])
+    return Exporting(load, [ref, about, button, file, status])

@@ -11,8 +11,8 @@ import gradio as gr
 from studio.app.api import build_api
 from studio.app.archive import build_archive
 from studio.app.comparing import Comparing, build_comparing
-from studio.app.editing import build_editing
-from studio.app.exporting import build_exporting
+from studio.app.editing import Editing, build_editing
+from studio.app.exporting import Exporting, build_exporting
 from studio.app.looks import header
 from studio.app.making import Making, build_making
 from studio.app.service import Service
@@ -46,8 +46,7 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
                 cards = build_archive(service, history_tab)
         _wire(service, showing, making, comparing, cards, main, tools)
         compare_tab.select(comparing.load, None, comparing.picks, **QUIET)
-        for panel in (editing, exporting):
-            showing.result.change(panel.load, showing.result, panel.outputs, **QUIET)
+        _load(showing, editing, exporting)
         editing.submitted(showing)
         page.load(showing.attach, showing.asked, [showing.ref, *showing.outputs], js=_ATTACH, **QUIET).success(
             None, js="() => { if (dreamkiln.job()) dreamkiln.reveal(); }", **PRIVATE
@@ -56,6 +55,22 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
         gr.Timer(TICK).tick(showing.tick, showing.asked, showing.outputs, **QUIET)
         build_api(service, shelf)
     return page
+
+
+def _load(showing: Showing, editing: Editing, exporting: Exporting) -> None:
+    """Let the tabs that are of a result follow the one that is shown.
+
+    That is one event, as everywhere here: once an answer is over that had to wait for itself (``always_last``), Gradio
+    6.31 asks all answers to its event again. Two of those for one event never come to rest.
+    """
+
+    def load(shown: str, before: str) -> dict[Any, Any]:
+        if shown == before:  # what was filled in since then stays
+            return {editing.fields[0]: gr.skip()}
+        return {**editing.load(shown), **exporting.load(shown)}
+
+    outputs = [*editing.outputs, *exporting.outputs]
+    showing.result.change(load, [showing.result, editing.fields[0]], outputs, trigger_mode="always_last", **QUIET)
 
 
 def _wire(

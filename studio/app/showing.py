@@ -83,7 +83,9 @@ class Showing:
         if new.turned:
             updates[self.tabs] = gr.Tabs(selected=new.view or LIVE)
         updates[self.result] = (ref or "") if new.seen["flags"]["done"] else ""
-        return {**updates, self.view: new.view, self.seen: new.seen, self.wanted: new.wanted}
+        # A view that a person chose meanwhile is not overwritten by the one that was asked for.
+        view_now = new.view if new.turned else gr.skip()
+        return {**updates, self.view: view_now, self.seen: new.seen, self.wanted: new.wanted}
 
     def attach(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
         """Show another run."""

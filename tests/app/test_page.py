@@ -17,7 +17,7 @@ from studio.app.service import Service
 from tests.app.browser import browser, coloured, visit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.timeout(300)
 HOSTILE = "<img src=x onerror=window.caught=1> ' \" & a mug"
@@ -128,6 +128,48 @@ def test_a_client_is_refused_in_words(
 
 
 # The page -------------------------------------------------------------------------------------------------------------
+
+
+def test_no_event_has_two_answers_that_wait_for_each_other(address: tuple[str, Service]) -> None:
+    """Gradio asks all answers to an event again once one that had to wait is over: two of them never come to rest."""
+    with urllib.request.urlopen(f"{address[0]}config") as answer:
+        config = json.load(answer)
+    waiting = [
+        (target, event)
+        for answer in config["dependencies"]
+        if answer["trigger_mode"] == "always_last"
+        for target, event in answer["targets"]
+        if target is not None
+    ]
+    assert len(waiting) > 20 and len(waiting) == len(set(waiting))
+
+
+def test_a_page_at_rest_asks_for_news_alone(clean: tuple[str, Service], running: "Browser") -> None:
+    url, service = clean
+    seen = visit(running, f"{url}?job={service.finished()[0].ref}")
+    seen.viewer()
+    page = seen.page
+    page.get_by_role("tab", name="Edit", exact=True).click()
+    page.locator("#dk-inside input").check()
+    page.locator("#dk-box-views img").wait_for()
+    assert len(_asked(page, 2.0)) == 1
+    page.get_by_role("tab", name="History").click()
+    page.locator(".dk-card").hover()
+    page.locator(".dk-card [data-act=compare]").click()
+    page.locator("#dk-compare img").first.wait_for()
+    page.locator("#dk-compare-view").get_by_text("Mesh").click()
+    page.locator("#dk-compare canvas").wait_for()
+    assert len(_asked(page, 2.0)) == 1
+    seen.flawless()
+
+
+def _asked(page: "Page", seconds: float) -> set[int]:
+    """The functions that a page asks its server for in a while, once what was under way is over."""
+    page.wait_for_timeout(2000)
+    asked: set[int] = set()
+    page.on("request", lambda request: asked.add(request.post_data_json["fn_index"]) if request.post_data else None)
+    page.wait_for_timeout(1000 * seconds)
+    return asked
 
 
 def test_the_page_on_a_phone_is_as_wide_as_the_phone(clean: tuple[str, Service], running: "Browser") -> None:
