@@ -10,7 +10,7 @@ from studio.app.service import Run, Service
 from studio.app.shelf import Shelf
 from studio.app.showing import model, picture
 from studio.app.viewing import MESH, SHEET, TURNTABLE, entry, view_file
-from studio.app.widgets import PRIVATE, QUIET, html
+from studio.app.widgets import PRIVATE, follow, html
 from studio.app.words import result_words
 
 _MOST = 200
@@ -70,7 +70,7 @@ def build_comparing(service: Service, shelf: Shelf) -> Comparing:
 
     # Each side answers to what it is to show alone; see ``page``: no event has two answers that wait.
     asked = [view, *picks]
-    gr.on([piece.change for piece in asked], _pairs, asked, wanted, trigger_mode="always_last", **QUIET)
+    follow([piece.change for piece in asked], _pairs, asked, wanted)
     queued: dict[str, Any] = {"concurrency_limit": 8, **PRIVATE}
     for pair, side in zip(wanted, sides, strict=True):
         pair.change(show, pair, list(side), **queued)

@@ -13,7 +13,7 @@ from studio.app.change import Box, Change, edit_request, groups_of
 from studio.app.pictures import boxed_views
 from studio.app.service import Run, Service
 from studio.app.shell import edit_command
-from studio.app.widgets import QUIET, bad, command, html, quiet
+from studio.app.widgets import QUIET, bad, command, follow, html, quiet
 from studio.codec import members
 from studio.edit import STEPS
 from studio.folder import RunError
@@ -103,9 +103,7 @@ def build_editing(service: Service) -> Editing:
         picture = gr.skip() if run is None or box is None or now == before else _overlay(service, run, box)
         return _command(run, change), gr.Column(visible=box is not None), picture, now
 
-    # One event for all, so that the last answer is that to the last question.
-    changes = [field.change for field in fields]
-    gr.on(changes, drawn, [*fields, boxed], [shell, region, views, boxed], trigger_mode="always_last", **QUIET)
+    follow([field.change for field in fields], drawn, [*fields, boxed], [shell, region, views, boxed])
     return Editing(service, load, [ref, about, prompt, keep, button], fields, button)
 
 

@@ -11,7 +11,7 @@ from studio.app.exported import exported, options
 from studio.app.service import Service
 from studio.app.shelf import Shelf
 from studio.app.shell import export_command
-from studio.app.widgets import PRIVATE, QUIET, bad, command, html, quiet
+from studio.app.widgets import PRIVATE, bad, command, follow, html, quiet
 
 FORMATS = [
     ("GLB, textured, for everything", "glb"),
@@ -71,6 +71,6 @@ def build_exporting(service: Service, shelf: Shelf) -> Exporting:
             yield gr.Button(interactive=now.over), words, file
 
     chosen = [ref, kind, faces, texture]
-    gr.on([field.change for field in chosen], said, chosen, shell, trigger_mode="always_last", **QUIET)
+    follow([field.change for field in chosen], said, chosen, [shell])
     button.click(export, chosen, [button, status, file], concurrency_limit=1, **PRIVATE)
     return Exporting(load, [ref, about, button, file, status])

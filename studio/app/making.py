@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,7 +18,7 @@ from studio.app.panels import planned
 from studio.app.service import Plan, Service
 from studio.app.settings_panel import settings_panel
 from studio.app.shell import generate_command
-from studio.app.widgets import PRIVATE, QUIET, TELLING, command, html
+from studio.app.widgets import PRIVATE, QUIET, TELLING, command, follow, html
 from studio.codec import members
 from studio.folder import RunError
 from studio.paths import BUNDLED_PRIOR, assets_folder
@@ -35,7 +34,8 @@ _KNOBS_JS = """
 const send = event => {
   const field = event.target.closest('[data-knob]');
   if (!field) return;
-  trigger('input', {knob: field.dataset.knob, value: field.type === 'checkbox' ? field.checked : field.value});
+  dreamkiln.change(field);
+  trigger('input', {});
 };
 element.addEventListener('change', send);
 element.addEventListener('click', event => { if (event.target.closest('[data-act=reset]')) trigger('click', {}); });
@@ -54,8 +54,6 @@ class Making:
     button: gr.Button
     told: gr.HTML
     """Words about settings that were restored."""
-    refresh_all: tuple[Callable[..., Any], list[Any], list[Any]]
-    """Function, inputs and outputs that draw everything that depends on the form."""
 
     @staticmethod
     def form(*values: Any) -> Form:
@@ -97,8 +95,8 @@ class Making:
             return {self.told: gr.skip()}
 
 
-def build_making(service: Service) -> Making:
-    """Draw the tab."""
+def build_making(service: Service, page: gr.Blocks) -> Making:
+    """Draw the tab of a page."""
     prompt = gr.Textbox(
         label="Prompt",
         placeholder="a red mushroom",
@@ -137,10 +135,10 @@ def build_making(service: Service) -> Making:
     refused, shown = gr.Number(0, visible=False), gr.Textbox("", visible=False)
     again = gr.Timer(_RECOUNT, active=False)
     fields = [prompt, recipe, method, prior, negative, seed, steps, copies, knobs, settings]
-    refresh = (lambda *values: _drawn(service, *values)), [*fields, refused, shown], [plan, shell, panel, shown, again]
-    making = Making(service, fields, button, told, refresh)
-    # One event for all: the last answer is then that to the last question.
-    gr.on([*(field.change for field in (*fields, refused)), again.tick], *refresh, trigger_mode="always_last", **QUIET)
+    making = Making(service, fields, button, told)
+    changes = [page.load, *(field.change for field in (*fields, refused)), again.tick]
+    asked, drawn = [*fields, refused, shown], [plan, shell, panel, shown, again]
+    follow(changes, lambda *values: _drawn(service, *values), asked, drawn)
     _wire_form(making, panel, upload, refused)
     return making
 
@@ -152,16 +150,20 @@ def _wire_form(making: Making, panel: gr.HTML, upload: gr.File, refused: gr.Numb
     gr.on([fields[1].input, fields[2].input], lambda: {}, None, knobs, **QUIET)
     panel.click(lambda: {}, None, knobs, **QUIET)
 
-    def set_knob(event: gr.EventData, count: float, *values: Any) -> tuple[dict[str, Any], float]:
+    def set_knobs(changed: list[list[Any]], count: float, *values: Any) -> tuple[dict[str, Any], float]:
         form = Making.form(*values)
-        try:
-            return _with_knob(service, form, str(event._data["knob"]), event._data["value"]), count
-        except ValueError as problem:
-            gr.Warning(str(problem), title="")
-            return dict(form.knobs), count + 1
+        for path, value in changed:
+            try:
+                form = dataclasses.replace(form, knobs=_with_knob(service, form, str(path), value))
+            except ValueError as problem:
+                gr.Warning(str(problem), title="")
+                count += 1
+        return dict(form.knobs), count
 
     # One after the other: each adds to what the one before it left.
-    panel.input(set_knob, [refused, *fields], [knobs, refused], **{**TELLING, "trigger_mode": "always_last"})
+    one_by_one = {**TELLING, "trigger_mode": "always_last"}
+    taken = "(_, ...rest) => [dreamkiln.taken(), ...rest]"
+    panel.input(set_knobs, [gr.JSON([], visible=False), refused, *fields], [knobs, refused], js=taken, **one_by_one)
 
     def dropped(path: str | None) -> dict[Any, Any]:
         if path is None:

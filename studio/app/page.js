@@ -93,6 +93,26 @@ window.dreamkiln = (() => {
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 
+  // What changes together makes one question, once it rests for a moment: its number, the same for all who ask.
+  const asking = new Map();
+  let questions = 0;
+  const rest = panel => new Promise(done => {
+    const together = asking.get(panel) || {answer: []};
+    asking.set(panel, together);
+    together.answer.push(done);
+    clearTimeout(together.timer);
+    together.timer = setTimeout(() => {
+      asking.delete(panel);
+      questions += 1;
+      for (const one of together.answer) one(questions);
+    }, 25);
+  });
+
+  // Settings that were changed since the last answer; an event that had to wait comes without what it was about.
+  let changed = [];
+  const change = field => { changed.push([field.dataset.knob, field.type === "checkbox" ? field.checked : field.value]); };
+  const taken = () => { const all = changed; changed = []; return all; };
+
   // A viewer whose value is set twice while its code loads stays blank for good (Gradio 6.31): to be noticed, and sent
   // its file again. Loading the code early makes that rare.
   const since = new Map();
@@ -109,5 +129,5 @@ window.dreamkiln = (() => {
 
   document.addEventListener("DOMContentLoaded", () => apply(wish()));
   if (document.body) apply(wish());
-  return {theme, apply, wish, job, shown, reveal, sync, find, copying, stuck, early};
+  return {theme, apply, wish, job, shown, reveal, sync, find, copying, rest, change, taken, stuck, early};
 })();

@@ -33,7 +33,7 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
             with gr.Tab("Studio", id="studio"), gr.Row(elem_id="dk-studio"):
                 with gr.Column(scale=4, min_width=320, elem_id="dk-left"), gr.Tabs(elem_id="dk-tools") as tools:
                     with gr.Tab("Make", id="make"):
-                        making = build_making(service)
+                        making = build_making(service, page)
                     with gr.Tab("Edit", id="edit"):
                         editing = build_editing(service)
                     with gr.Tab("Export", id="export"):
@@ -51,7 +51,6 @@ def build_page(service: Service, shelf: Shelf) -> gr.Blocks:
         page.load(showing.attach, showing.asked, [showing.ref, *showing.outputs], js=_ATTACH, **QUIET).success(
             None, js="() => { if (dreamkiln.job()) dreamkiln.reveal(); }", **PRIVATE
         )
-        page.load(*making.refresh_all, **QUIET)
         gr.Timer(TICK).tick(showing.tick, showing.asked, showing.outputs, **QUIET)
         build_api(service, shelf)
     return page

@@ -33,7 +33,8 @@ class Showing:
     service: Service
     shelf: Shelf
     ref: gr.Textbox
-    """The run that is shown: see ``Run.ref``."""
+    """The run that is shown: see ``Run.ref``. None until the page has said which: an answer to what it asks before that
+    would undo the one that shows the run."""
     view: gr.Textbox
     seen: gr.JSON
     """What the page has of the rest."""
@@ -69,7 +70,7 @@ class Showing:
     def tick(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
         """What is new for a page."""
         self.shelf.sweep()
-        new = frame(self.service, ref or "", view or "", seen or {})
+        new = None if ref is None else frame(self.service, ref, view or "", seen or {})
         if new is None:
             return {self.view: gr.skip()}
         updates: dict[Any, Any] = {self.pieces[name]: piece for name, piece in new.pieces.items()}
@@ -82,14 +83,14 @@ class Showing:
             updates[self.splats] = gr.Tab(visible=new.flags["splats"] and new.flags["done"])
         if new.turned:
             updates[self.tabs] = gr.Tabs(selected=new.view or LIVE)
-        updates[self.result] = (ref or "") if new.seen["flags"]["done"] else ""
+        updates[self.result] = ref if new.seen["flags"]["done"] else ""
         # A view that a person chose meanwhile is not overwritten by the one that was asked for.
         view_now = new.view if new.turned else gr.skip()
         return {**updates, self.view: view_now, self.seen: new.seen, self.wanted: new.wanted}
 
-    def attach(self, ref: str | None, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
+    def attach(self, ref: str, view: str | None, seen: dict[str, Any] | None) -> dict[Any, Any]:
         """Show another run."""
-        return {**self.tick(ref, view, seen), self.ref: ref or ""}
+        return {**self.tick(ref, view, seen), self.ref: ref}
 
     def again(self, have: dict[str, str] | None) -> dict[Any, Any]:
         """Take a file out of a viewer that is stuck, so that it can be sent once more."""
@@ -104,7 +105,7 @@ class Showing:
 
 def build_showing(service: Service, shelf: Shelf) -> Showing:
     """Draw the right side."""
-    ref, view = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
+    ref, view = gr.Textbox(None, visible=False), gr.Textbox("", visible=False)
     seen, have = gr.JSON({}, visible=False), gr.JSON({}, visible=False)
     wanted, result = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     strip = html("", "dk-strip-box", js=_STRIP_JS)

@@ -1,5 +1,6 @@
 """Small things that all parts of the page are made of."""
 
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -24,6 +25,18 @@ element.addEventListener('click', event => {
 def html(value: str, name: str, js: str = CLICKS) -> gr.HTML:
     """A piece of HTML; a click on anything in it with ``data-act`` arrives as an event with the data of that."""
     return gr.HTML(value, elem_classes=[name], js_on_load=js or None, apply_default_css=False)
+
+
+def follow(changes: list[Any], answer: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
+    """Answer when one of several things has changed, and they rest: the last answer is then to how they are at last.
+
+    Gradio 6.31 asks for each thing that changes, before the others of the same answer are set, and takes what comes
+    back in any order. Here all of them make one new question, which waits for the one before it.
+    """
+    question = gr.Number(0, visible=False)
+    asking = f"() => dreamkiln.rest({question._id})"
+    gr.on(changes, None, None, question, js=asking, trigger_mode="multiple", **PRIVATE)
+    question.change(answer, inputs, outputs, trigger_mode="always_last", **QUIET)
 
 
 def command(text: str) -> str:
