@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 _HARMLESS = ("WebGPU", "GPU stall", "No available adapters")
 """Said by a browser without a GPU."""
+_ABORTED = ("AbortError", "Unexpected error Connection errored out")
+"""Said by a page that is left while its server is answering it."""
 
 
 def chromium() -> str:
@@ -57,7 +59,7 @@ class Visit:
         """Load the page anew; that requests which were under way then are aborted is no fault of it."""
         before = len(self.complaints)
         self.page.reload()
-        self.complaints[before:] = [c for c in self.complaints[before:] if not c.startswith("AbortError")]
+        self.complaints[before:] = [c for c in self.complaints[before:] if not c.startswith(_ABORTED)]
 
     def viewer(self) -> None:
         """Wait until the viewer of meshes has begun to draw: left before that, it complains of its own absence."""
