@@ -19,8 +19,10 @@ from guidance.priors.resources import Resources
 from guidance.priors.single_file import require_configuration
 from guidance.priors.weightless import weightless
 from guidance.priors.weights import refuse_incomplete
+from guidance.priors.words import Words
 from studio.doctor import Check, free_memory
 from studio.evaluate.cost import work_of
+from studio.folder import RunError
 from studio.loaded import kept_bytes
 from studio.memory import with_resources
 from studio.paths import resolve_prior
@@ -102,6 +104,32 @@ def memory_warnings(request: Request, device: torch.device) -> list[str]:
         f"{needing} {_gigabytes(most)} for {max(stage.cameras.views for stage in request.stages)} views of "
         f"{pixels} px, and {_gigabytes(free)} are free. What helps: {', '.join(helps)}; {end}."
     ]
+
+
+def refuse_long_prompt(request: Request, device: torch.device) -> None:
+    """Refuse a prompt that the prior would read in part only, by its tokenizer alone: no weights are read.
+
+    Raises:
+        RunError: in words.
+    """
+    folder, options = configuration_of(resolve_prior(request.prior)), request.prior_options
+    try:
+        pixels = options.resolution or native_pixels(folder)
+        words = weightless(folder, _type_for(folder, options.resources, device), options.resources, pixels).words
+    except UNCOUNTED:  # loading says what is wrong
+        return
+    refuse_cut(words, request.prompt)
+
+
+def refuse_cut(words: Words, prompt: str) -> None:
+    """Refuse a prompt of more tokens than are read.
+
+    Raises:
+        RunError: in words.
+    """
+    tokens, most = words.count_tokens(prompt), words.most_tokens
+    if tokens > most:
+        raise RunError(f"The prompt has {tokens} tokens and this prior reads {most}; shorten it.")
 
 
 def available(device: torch.device) -> int | None:

@@ -91,11 +91,11 @@ def record(run: Path, found: dict[str, Any]) -> list[str]:
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names of files that are others than before, if there was a before."""
+    """Names of files that are others than before, if there was a before; it may list more than are read now."""
     names = []
     for kind in ("weights", "further"):
         old, new = before.get(kind, {}), now[kind]
-        names += [name for name in {**old, **new} if before and old.get(name) != new.get(name)]
+        names += [name for name in new if before and old.get(name) != new[name]]
     seconds = [[second["weights"] for second in found.get("second", [])] for found in (before, now)]
     return names + (["weights of the second prior"] if before and seconds[0] != seconds[1] else [])
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from guidance.diffusers_prior import DiffusersPrior
 from studio.delivery import deliver
 from studio.edit import check_source, own_source
 from studio.engine import Engine, optimised
@@ -27,7 +26,7 @@ from studio.memory import downs_of, is_out_of_memory, thrifty
 from studio.optimize import Stop, Timing
 from studio.parallel import together
 from studio.paths import resolve_prior
-from studio.prior_check import memory_warnings
+from studio.prior_check import memory_warnings, refuse_cut, refuse_long_prompt
 from studio.prior_options import PriorOptions
 from studio.prior_stamp import record, stamp
 from studio.prior_trial import fault_of
@@ -84,6 +83,7 @@ def run_request(
     refuse_wrong(request)
     check_source(request)
     chosen = _choose(device, devices)
+    refuse_long_prompt(request, chosen[0])
     if tensorboard:
         refuse_missing_tensorboard()
     with RunFolder.create(folder, request) as home:
@@ -204,12 +204,13 @@ def carry_out(
     began = time.perf_counter()
     yield from (Warned(p.text) for p in check(request) if p.severity == "warning")
     yield Working("loading the prior")
+    refuse_long_prompt(request, device)
     lowered = thrifty(request, downs_of(home.path), len(request.stages), 0)  # as it is at its thriftiest so far
     yield from (Warned(text) for text in memory_warnings(lowered, device))
     prior = loaded_prior(request.prior, device, request.prior_options)
     if team.leads:
         yield from (Warned(text) for text in record(home.path, _stamp(request)))
-    refuse_cut_prompt(prior, request.prompt)
+    refuse_cut(prior.parts.words, request.prompt)  # once more: inversions may have words of several tokens
     source = None if request.task is None else own_source(home.path, request.task, device)
     stages = Stages.of(request, prior, source, team)
     timing = Timing()
@@ -237,14 +238,3 @@ def _stamp(request: Request) -> dict[str, Any]:
     if seconds:
         found["second"] = [stamp(str(second), second, PriorOptions()) for second in seconds]
     return found
-
-
-def refuse_cut_prompt(prior: DiffusersPrior, prompt: str) -> None:
-    """Refuse a prompt that the prior would read in part only.
-
-    Raises:
-        RunError: it has more tokens than the prior reads.
-    """
-    tokens, most = prior.count_tokens(prompt), prior.most_tokens
-    if tokens > most:
-        raise RunError(f"The prompt has {tokens} tokens and this prior reads {most}; shorten it.")

@@ -154,9 +154,8 @@ def build_showing(service: Service, shelf: Shelf) -> Showing:
     wanted.change(showing.files, [wanted, have], sent, **queued)
     strip.input(showing.again, have, sent, **queued).then(showing.files, [wanted, have], sent, **queued)
     for name, tab in tabs.items():
-        tab.select(lambda name=name: name, None, view, **QUIET).then(
-            showing.tick, showing.asked, showing.outputs, **QUIET
-        )
+        chosen = tab.select(None, None, view, js=f"() => '{name}'", **PRIVATE)  # at once: the page knows it by itself
+        chosen.then(showing.tick, showing.asked, showing.outputs, **QUIET)
     return showing
 
 

@@ -86,6 +86,8 @@ def test_a_run_that_goes_on_with_other_weights_says_so(copied: Copied, tmp_path:
     folder, run = copied(SD), tmp_path / "run"
     run.mkdir()
     first = stamp(SD, folder, PriorOptions())
+    longer = {**first["weights"], "unet/one_that_is_not_read.safetensors": {"size": 1, "sha256": ""}}
+    assert record(run, {**first, "weights": longer}) == []  # as an earlier release listed them
     assert record(run, first) == [] == record(run, stamp(SD, folder, PriorOptions()))
     moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
     assert record(run, stamp(SD, moved, PriorOptions())) == []  # the same files in another place

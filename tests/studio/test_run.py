@@ -12,7 +12,8 @@ from studio.checkpoints import Checkpoints, read_state
 from studio.codec import encode
 from studio.events import Checkpointed, Exported, Failed, Finished, Stepped, Stopped, Warned
 from studio.export.glb import read_settings
-from studio.run import RunError, read_request, resume_run, run_request
+from studio.folder import RunFolder
+from studio.run import RunError, read_request, resume_run, run_request, work_in
 
 
 class Killed(BaseException):
@@ -147,6 +148,7 @@ def test_two_processes_cannot_share_a_run(tiny, tmp_path):
     [
         ({"prompt": "  "}, "empty"),
         ({"prompt": "red " * 300}, "shorten"),
+        ({"prompt": "red " * 15}, "15 tokens and this prior reads 14"),
         ({"prior": "/nowhere/at/all"}, "no prior"),
         ({"stages": ()}, "representation"),
     ],
@@ -157,9 +159,11 @@ def test_wrong_requests_are_refused_before_a_folder_is_made(tiny, tmp_path, chan
     assert not (tmp_path / "run").exists()
 
 
-def test_a_prompt_that_would_be_cut_is_refused(tiny, tmp_path):
-    with pytest.raises(RunError, match=r"15 tokens.*14"):
-        list(run_request(dataclasses.replace(tiny, prompt="red " * 15), tmp_path / "run", "cpu"))
+def test_a_job_of_a_prompt_that_would_be_cut_fails_before_its_prior_is_loaded(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("studio.run.loaded_prior", lambda *_: pytest.fail("it was loaded"))
+    request = dataclasses.replace(tiny, prompt="red " * 15)
+    with RunFolder.create(tmp_path / "run", request) as home, pytest.raises(RunError, match=r"15 tokens.*14"):
+        list(work_in(home, request, torch.device("cpu"), lambda: False))
 
 
 def test_unknown_words_are_named(tiny, tmp_path):
