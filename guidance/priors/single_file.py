@@ -56,7 +56,10 @@ def _refuse_other_noise(file: Path, config: Path) -> None:
     if any(name.startswith("edm_") for name in marks):
         _refuse(file, "its weights are marked as trained under EDM's noise (arXiv 2206.00364), which is not supported")
     path = config / "scheduler" / "scheduler_config.json"
-    said = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    try:
+        said = dict(json.loads(path.read_text(encoding="utf-8-sig"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        _refuse(file, f"{path} cannot be read ({in_short(error)})", error)
     wanted = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
     for mark, (name, value) in wanted.items():
         if mark in marks and said.get(name) != value:

@@ -164,12 +164,12 @@ def test_a_page_at_rest_asks_for_news_alone(clean: tuple[str, Service], running:
 
 
 def _comes_to_rest(page: "Page") -> None:
-    """Wait until a page asks its server for one thing alone for two seconds."""
+    """Wait until a page asks its server for one thing alone for a while, which has several of its questions."""
     asked: set[int] = set()
     page.on("request", lambda request: asked.add(json.loads(request.post_data or "{}").get("fn_index", -1)))
-    for _ in range(10):
+    for _ in range(20):
         asked.clear()
-        page.wait_for_timeout(2000)
+        page.wait_for_timeout(1200)
         if len(asked - {-1}) == 1:
             return
     pytest.fail(f"The page still asks for {asked}.")

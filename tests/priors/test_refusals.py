@@ -323,6 +323,11 @@ def test_one_file_says_by_marks_which_noise_it_is_of(folder_of, copied: Copied, 
     save_file(weights | {"edm_mean": torch.zeros(4)}, file)
     with pytest.raises(MissingPriorError, match="marked as trained under EDM's noise"):
         load(file)
+    save_file(weights, file)
+    for damaged in ("{", "[1]"):
+        settings.write_text(damaged)
+        with pytest.raises(MissingPriorError, match=r"scheduler_config\.json cannot be read"):
+            load(file)
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
