@@ -15,7 +15,7 @@ from guidance.prior_folder import MissingPriorError
 from guidance.priors.extensions import Extensions, parse_lora
 from guidance.priors.resources import Resources
 from guidance.priors.words import joined, parted
-from tests.priors.conftest import prompts_of, some_views
+from tests.priors.conftest import Copied, prompts_of, some_views
 from tests.priors.one_file import write_one_file
 from tests.priors.tiny import FAMILIES
 
@@ -52,6 +52,33 @@ def test_embeddings_are_those_of_xl_with_its_empty_prompt_of_zeros(folder_of, pr
     for (tokens, vector), (own, own_vector) in ((found, (text, pooled)), (found_null, (null, null_pooled))):
         assert vector is not None and torch.equal(tokens, own) and torch.equal(vector, own_vector)
     assert not null.any()
+
+
+def test_words_are_read_as_deepfloyd_was_published(copied: Copied, tmp_path: Path):
+    """A sentencepiece model, and no ``tokenizer.json``."""
+    import sentencepiece
+
+    folder, lines = copied("deepfloyd"), tmp_path / "lines.txt"
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    lines.write_text("\n".join(f"a {c} {o}" for c in ("red", "blue", "green") for o in ("fox", "mug", "old chair")))
+    words = folder / "tokenizer" / "spiece"
+    ends = "--pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1"
+    sentencepiece.SentencePieceTrainer.Train(
+        f"--input={lines} --model_prefix={words} --vocab_size=20 --minloglevel=2 {ends}"
+    )
+    said = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
+    said |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(said))
+    own = sentencepiece.SentencePieceProcessor()
+    own.Load(f"{words}.model")
+    prior = DiffusersPrior.load(folder, "cpu")
+    read = prior.parts.words.pipeline.tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    for prompt in ("a red fox", "an old blue mug", "a  green, unknown chair"):
+        assert read(prompt).input_ids == [*own.EncodeAsIds(prompt), 1] and prior.count_tokens(prompt) == len(
+            own.EncodeAsIds(prompt)
+        )
+    prior.embed(PROMPTS)
 
 
 def test_embeddings_are_those_of_deepfloyd(folder_of, prior_of):
