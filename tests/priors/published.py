@@ -1,10 +1,12 @@
-"""Folders as MVDream and Zero123 are published: their own classes and names, which no code of theirs is run for.
+"""Folders as Stable Diffusion, MVDream and Zero123 are published: old names and settings, and classes of their own,
+which no code of theirs is run for; and LoRAs as they are passed around.
 
 The names are written out by hand, block by block, so that they are right whatever the reader does.
 """
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,101 @@ def write_mvdream(plain: Path, folder: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def as_of_2022(plain: Path, folder: Path) -> None:
+    """A folder of Stable Diffusion with the names and settings that 1.5 was published with."""
+    shutil.copytree(plain, folder)
+    _rename(folder / "text_encoder", lambda name: f"text_model.{name}")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    _rename(
+        folder / "vae",
+        lambda name: next((name.replace(new, was) for new, was in old.items() if f".{new}." in name), name),
+    )
+    positions = torch.arange(_settings(folder / "text_encoder")["max_position_embeddings"])[None]
+    file = folder / "text_encoder" / "model.safetensors"
+    save_file({**load_file(file), "text_model.embeddings.position_ids": positions}, file)
+    _keep(folder / "text_encoder", _TEXT, torch_dtype="float32", eos_token_id=2, transformers_version="4.22.0.dev0")
+    _keep(folder / "vae", _VAE, _diffusers_version="0.6.0.dev0")
+    _keep(folder / "unet", _UNET, _diffusers_version="0.10.0")
+    noise = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "skip_prk_steps": True, "steps_offset": 1}
+    noise |= {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "set_alpha_to_one": False}
+    noise |= {"num_train_timesteps": 1000, "trained_betas": None, "clip_sample": False}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(noise))
+    _old_tokenizer(folder / "tokenizer")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_diffusers_version": "0.6.0", "scheduler": ["diffusers", "PNDMScheduler"]}
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index |= {"feature_extractor": ["transformers", "CLIPFeatureExtractor"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+_TEXT = {"architectures", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "model_type"}
+_TEXT |= {"num_attention_heads", "num_hidden_layers", "projection_dim", "vocab_size", "layer_norm_eps"}
+_VAE = {"_class_name", "act_fn", "block_out_channels", "down_block_types", "in_channels", "latent_channels"}
+_VAE |= {"layers_per_block", "norm_num_groups", "out_channels", "sample_size", "up_block_types"}
+_UNET = {"_class_name", "act_fn", "attention_head_dim", "block_out_channels", "center_input_sample"}
+_UNET |= {"cross_attention_dim", "down_block_types", "downsample_padding", "flip_sin_to_cos", "freq_shift"}
+_UNET |= {"in_channels", "layers_per_block", "mid_block_scale_factor", "norm_eps", "norm_num_groups", "out_channels"}
+_UNET |= {"sample_size", "up_block_types"}
+
+
+def _settings(part: Path) -> dict[str, Any]:
+    return json.loads((part / "config.json").read_text())
+
+
+def _keep(part: Path, names: set[str], **more: Any) -> None:
+    """Leave a part's settings as few as they were, and set others."""
+    kept = {name: value for name, value in _settings(part).items() if name in names}
+    (part / "config.json").write_text(json.dumps({**kept, **more}))
+
+
+def _rename(part: Path, name_of: Callable[[str], str]) -> None:
+    (file,) = part.glob("*.safetensors")
+    save_file({name_of(name): value for name, value in load_file(file).items()}, file)
+
+
+def _old_tokenizer(part: Path) -> None:
+    """Words and merges in files of their own, and marks as objects."""
+    model = json.loads((part / "tokenizer.json").read_text())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (part / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (part / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (part / "tokenizer.json").unlink()
+    said = json.loads((part / "tokenizer_config.json").read_text())
+    marks = {
+        name: {"content": said[name], "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        for name in ("bos_token", "eos_token", "unk_token")
+    }
+    typed = {name: {"__type": "AddedToken", **mark} for name, mark in marks.items()}
+    kept = {name: said[name] for name in ("model_max_length", "pad_token", "tokenizer_class")}
+    more = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
+    (part / "tokenizer_config.json").write_text(json.dumps({**kept, **typed, **more}))
+    (part / "special_tokens_map.json").write_text(json.dumps({**marks, "pad_token": said["pad_token"]}))
+
+
+def kohya_lora(parts: dict[str, torch.nn.Module], rank: int = 2) -> dict[str, torch.Tensor]:
+    """A LoRA as most are passed around: of every linear layer and convolution within blocks.
+
+    Args:
+        parts: networks by what their layers' names begin with.
+    """
+    state = {}
+    for prefix, part in parts.items():
+        for name, layer in part.named_modules():
+            if any(word in name for word in ("embedding", "conv_in", "text_projection")):
+                continue
+            if isinstance(layer, torch.nn.Conv2d):
+                down, up = (rank, layer.in_channels, *layer.kernel_size), (layer.out_channels, rank, 1, 1)
+            elif isinstance(layer, torch.nn.Linear):
+                down, up = (rank, layer.in_features), (layer.out_features, rank)
+            else:
+                continue
+            key = f"{prefix}_{name.removeprefix('text_model.')}".replace(".", "_")
+            state[f"{key}.lora_down.weight"] = torch.randn(down) / 10
+            state[f"{key}.lora_up.weight"] = torch.randn(up) / 10
+            state[f"{key}.alpha"] = torch.tensor(1.0)
+    return state
 
 
 def as_zero123_xl(plain: Path, folder: Path) -> None:

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from guidance import SDS, VSD
 from guidance.diffusers_prior import DiffusersPrior
 from guidance.prior_folder import CONVERT, MissingPriorError, read_hints
+from guidance.priors.extensions import Extensions
 from guidance.priors.ldm_names import as_diffusers, new_name, unet_settings, unet_without_weights
 from guidance.priors.loading import pipeline_of
 from guidance.priors.memory import native_pixels, need_of
 from studio.cli import run
 from tests.priors.conftest import prompts_of, some_views
-from tests.priors.published import MVDREAM, as_zero123_xl, write_authors_file, write_mvdream
+from tests.priors.published import MVDREAM, as_of_2022, as_zero123_xl, kohya_lora, write_authors_file, write_mvdream
 from tests.priors.test_command_line import SMALL
 
 PUBLISHED = {
@@ -240,3 +241,46 @@ def test_a_run_with_a_published_mvdream(both: tuple[Path, Path], tmp_path: Path)
     stamp = json.loads((tmp_path / "run" / "prior.json").read_text())
     assert "unet/diffusion_pytorch_model.safetensors" in stamp["weights"]
     assert (tmp_path / "run" / "result.glb").read_bytes()[:4] == b"glTF"
+
+
+# Stable Diffusion -----------------------------------------------------------------------------------------------------
+
+
+def test_stable_diffusion_is_read_as_it_was_published(folder_of, prior_of, tmp_path: Path):
+    as_of_2022(folder_of("stable_diffusion"), tmp_path / "old")
+    new, old = prior_of("stable_diffusion"), DiffusersPrior.load(tmp_path / "old", "cpu")
+    prompts = ("a red fox, front view", "", "A  Table of PURPLE wood; 3d!")
+    for one, other in zip(new.embed(prompts), old.embed(prompts), strict=True):
+        assert torch.equal(one, other)
+    pictures, wooden = torch.rand(1, 3, new.resolution, new.resolution), new.embed(prompts[2:])[0][None]
+    latents = new.encode(pictures)
+    assert torch.equal(latents, old.encode(pictures)) and torch.equal(new.alphas_cumprod, old.alphas_cumprod)
+    one, other = (p.predict_noise(latents, torch.tensor([300]), wooden) for p in (new, old))
+    assert torch.equal(one, other)
+    assert need_of(tmp_path / "old", 2, 2, 32, torch.float32) == need_of(
+        folder_of("stable_diffusion"), 2, 2, 32, torch.float32
+    )
+
+
+@pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_xl"])
+def test_a_lora_of_every_layer_as_they_are_passed_around(family: str, folder_of, prior_of, tmp_path: Path):
+    plain = prior_of(family).parts.modules
+    texts = {"lora_te_text_model": "text_encoder"}
+    if "text_encoder_2" in plain:
+        texts = {"lora_te1_text_model": "text_encoder", "lora_te2_text_model": "text_encoder_2"}
+    named = {"lora_unet": "unet", **texts}
+    state = kohya_lora({prefix: plain[part] for prefix, part in named.items()})
+    save_file(state, tmp_path / "style.safetensors")
+    styled = DiffusersPrior.load(
+        folder_of(family), "cpu", extensions=Extensions(((tmp_path / "style.safetensors", 0.5),))
+    )
+    changed = 0
+    for prefix, part in named.items():
+        for name, layer in plain[part].named_modules():
+            key = f"{prefix}_{name.removeprefix('text_model.')}".replace(".", "_")
+            if f"{key}.alpha" in state:
+                up, down = (state[f"{key}.lora_{way}.weight"].flatten(1) for way in ("up", "down"))
+                found = styled.parts.modules[part].get_submodule(name).weight - layer.weight
+                assert torch.allclose(found.flatten(1), 0.5 / 2 * (up @ down), atol=1e-6), key
+                changed += 1
+    assert changed == len(state) // 3 > 80
