@@ -208,6 +208,11 @@ def _old_tokenizer(part: Path) -> None:
     (part / "special_tokens_map.json").write_text(json.dumps({**marks, "pad_token": said["pad_token"]}))
 
 
+def kohya_name(prefix: str, layer: str) -> str:
+    """A layer's name in such a LoRA; those of text encoders hold ``text_model`` in what they begin with."""
+    return f"{prefix}_{layer.removeprefix('text_model.')}".replace(".", "_")
+
+
 def kohya_lora(parts: dict[str, torch.nn.Module], rank: int = 2) -> dict[str, torch.Tensor]:
     """A LoRA as most are passed around: of every linear layer and convolution within blocks.
 
@@ -225,7 +230,7 @@ def kohya_lora(parts: dict[str, torch.nn.Module], rank: int = 2) -> dict[str, to
                 down, up = (rank, layer.in_features), (layer.out_features, rank)
             else:
                 continue
-            key = f"{prefix}_{name.removeprefix('text_model.')}".replace(".", "_")
+            key = kohya_name(prefix, name)
             state[f"{key}.lora_down.weight"] = torch.randn(down) / 10
             state[f"{key}.lora_up.weight"] = torch.randn(up) / 10
             state[f"{key}.alpha"] = torch.tensor(1.0)

@@ -21,7 +21,15 @@ from guidance.priors.loading import pipeline_of
 from guidance.priors.memory import native_pixels, need_of
 from studio.cli import run
 from tests.priors.conftest import prompts_of, some_views
-from tests.priors.published import MVDREAM, as_of_2022, as_zero123_xl, kohya_lora, write_authors_file, write_mvdream
+from tests.priors.published import (
+    MVDREAM,
+    as_of_2022,
+    as_zero123_xl,
+    kohya_lora,
+    kohya_name,
+    write_authors_file,
+    write_mvdream,
+)
 from tests.priors.test_command_line import SMALL
 
 PUBLISHED = {
@@ -277,7 +285,7 @@ def test_a_lora_of_every_layer_as_they_are_passed_around(family: str, folder_of,
     changed = 0
     for prefix, part in named.items():
         for name, layer in plain[part].named_modules():
-            key = f"{prefix}_{name.removeprefix('text_model.')}".replace(".", "_")
+            key = kohya_name(prefix, name)
             if f"{key}.alpha" in state:
                 up, down = (state[f"{key}.lora_{way}.weight"].flatten(1) for way in ("up", "down"))
                 found = styled.parts.modules[part].get_submodule(name).weight - layer.weight
