@@ -149,7 +149,7 @@ class PipelineWords:
         tokenizer = self.pipeline.tokenizer if reader is None else reader
         if hasattr(self.pipeline, "maybe_convert_prompt"):  # several tokens for a word of textual inversion
             prompt = self.pipeline.maybe_convert_prompt(prompt, tokenizer)
-        return len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        return len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
 
     def encode(self, prompts: list[str]) -> Float[Tensor, "n t d"]:
         """Embeddings in float32; what exceeds the length is cut off."""

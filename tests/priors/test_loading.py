@@ -81,6 +81,13 @@ def test_words_are_read_as_deepfloyd_was_published(copied: Copied, tmp_path: Pat
     prior.embed(PROMPTS)
 
 
+@pytest.mark.parametrize("family", [SD, "stable_diffusion_3", "deepfloyd"])
+def test_a_long_prompt_is_counted_without_a_warning(family: str, prior_of, monkeypatch: pytest.MonkeyPatch):
+    said = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: said.append(words))
+    assert prior_of(family).count_tokens("fox " * 600) > 600 and not said
+
+
 def test_embeddings_are_those_of_deepfloyd(folder_of, prior_of):
     pipe = independent(folder_of("deepfloyd"))
     for prompt, found in zip(PROMPTS, prior_of("deepfloyd").embed(PROMPTS), strict=True):
