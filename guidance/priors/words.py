@@ -147,7 +147,9 @@ class PipelineWords:
         """Tokens of a prompt for the text encoder that reads most, without the marks at its ends."""
         reader = self._t5 if self.reading in ("t5", "clips_and_t5", "t5_and_clip") else None
         tokenizer = self.pipeline.tokenizer if reader is None else reader
-        if hasattr(self.pipeline, "maybe_convert_prompt"):  # several tokens for a word of textual inversion
+        # A word of textual inversion may be several tokens; only then, since this warns of prompts that are too long.
+        several = any(word.endswith("_1") for word in tokenizer.get_added_vocab())
+        if several and hasattr(self.pipeline, "maybe_convert_prompt"):
             prompt = self.pipeline.maybe_convert_prompt(prompt, tokenizer)
         return len(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
 
